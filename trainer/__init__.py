@@ -1,0 +1,1 @@
+"""The engine of LoRA Kiln. Works with no page."""

@@ -1,0 +1,1 @@
+"""Training pictures: folders, captions, buckets, caches, batches."""

@@ -1,0 +1,140 @@
+"""What the loop, the network and the sampler ask of a model family.
+
+A family file holds everything that differs between SD 1.x, SDXL and FLUX; nothing else asks which
+one it is. Models are diffusers and transformers classes, frozen; the network wraps their layers.
+
+Axes: B batch, C channels, H/W latent height and width, T text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from trainer.data.types import Batch
+    from trainer.job import Job
+
+__all__ = ["Family", "Part", "Say", "Target", "Text"]
+
+Part = Literal["unet", "te1", "te2", "te3"]
+"""Which model a layer belongs to; te1 is the only text encoder of SD 1.x and 2.x."""
+
+Say = Callable[[str], None]
+"""Takes a line for the console."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A layer that a network may wrap."""
+
+    name: str
+    """Kohya's key stem: lora_unet_down_blocks_0_attentions_0_proj_in, lora_te_text_model_..."""
+    module: nn.Linear | nn.Conv2d
+    part: Part
+    block: int | None = None
+    """Index into Kohya's block lists (block_dims, LR weights): 0..24 for SD; None outside the UNet."""
+    conv_group: bool = False
+    """Wrapped only where a conv_dim is given (residual, down- and upsampling blocks)."""
+    saved_as_conv: bool = False
+    """A Linear that Kohya's files hold as a 1x1 convolution (SD 2.x proj_in and proj_out)."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the denoiser is conditioned on."""
+
+    states_BTD: Tensor
+    pooled_BD: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Family(ABC):
+    """A loaded model family. Built by `load`; lives as long as one job."""
+
+    name: ClassVar[str]
+    """Folder name and dropdown value: "sd"."""
+    kohya_base_version: str
+    """ss_base_model_version: sd_v1, sd_v2, sd_v2_v, sdxl_base_v1-0, flux1."""
+    architecture: str
+    """modelspec.architecture, e.g. stable-diffusion-v1/lora."""
+    implementation: str
+    """modelspec.implementation."""
+    latent_channels: ClassVar[int]
+    latent_factor: ClassVar[int]
+    """Pixels to a latent, each way (8)."""
+    bucket_steps: ClassVar[int]
+    """bucket_reso_steps must be a multiple of this (sd-scripts asserts 64 for SD, 32 for SDXL)."""
+    cache_suffix: ClassVar[str]
+    """Ending of the latent cache file: "_sd.npz"."""
+    device: torch.device
+    dtype: torch.dtype
+    """dtype of the frozen weights."""
+    unet: nn.Module
+    text_encoders: dict[Part, nn.Module]
+
+    @classmethod
+    @abstractmethod
+    def load(cls, job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> Family:
+        """Load tokenizers, text encoders, VAE and denoiser, frozen and in eval mode.
+
+        Raises:
+            ModelFileError: A file is missing, broken or of another family.
+        """
+
+    @abstractmethod
+    def vae_fingerprint(self) -> str:
+        """Changes whenever the VAE (weights, precision) does: part of a latent cache's key."""
+
+    @abstractmethod
+    def encode_images(self, pixels_BCHW: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """One VAE sample for each picture, as it is cached (SD: unscaled), float32, on the CPU.
+
+        Args:
+            pixels_BCHW: Pictures in [-1, 1].
+            generators: One CPU generator a picture, for the VAE's own noise.
+
+        Raises:
+            DivergedError: The VAE gave NaN (a half-precision SDXL VAE does).
+        """
+
+    @abstractmethod
+    def to_model_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """Cached latents to what the denoiser works on (SD: times 0.18215)."""
+
+    @abstractmethod
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """Model latents to pictures in [-1, 1], float32."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str], *, weighted: bool = False) -> Text:
+        """Text conditioning; differentiable where the text encoder trains.
+
+        Args:
+            prompts: Processed captions or sample prompts.
+            weighted: Read (word:1.2) emphasis, as samples and weighted_captions do.
+        """
+
+    @abstractmethod
+    def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, batch: Batch | None) -> Tensor:
+        """The denoiser's raw prediction (noise or velocity), BCHW.
+
+        ``batch`` carries the micro-conditioning that SDXL wants; None while sampling.
+        """
+
+    @abstractmethod
+    def targets(self) -> list[Target]:
+        """Every layer that any network type may wrap, in Kohya's order: text encoders, then UNet."""
+
+    @abstractmethod
+    def move(self, parts: Iterable[Literal["vae", "text_encoders", "unet"]], device: torch.device) -> None:
+        """Move models, e.g. the VAE off the device once the latents are cached."""
+
+    @abstractmethod
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass, in the UNet and the text encoders."""

@@ -1,0 +1,349 @@
+"""Job: a configuration and everything that is worked out from it before anything is loaded.
+
+`Job.config` holds the *effective* values: what kohya_ss and sd-scripts would train with, traps
+included (engine facts 0.2: zeros that the GUI drops, optional groups that it does not send). Every
+place where an effective value differs from the written one is a `Note`, shown by the page and by
+``python -m trainer check``.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainer.config import KohyaConfig, with_values
+from trainer.data.sizes import parse_resolution
+from trainer.engine_options import IGNORED, EngineOptions, parse_additional_parameters
+from trainer.errors import ConfigError
+
+__all__ = ["Job", "Note", "parse_arguments"]
+
+ZERO_MEANS: Mapping[str, tuple[float, str]] = {
+    "max_grad_norm": (
+        1.0,
+        "Kohya drops a 0 and its engine clips at 1.0; --max_grad_norm 0 turns clipping off",
+    ),
+    "network_alpha": (1, "Kohya drops a 0 and its engine uses alpha 1"),
+    "network_dim": (4, "Kohya drops a 0 and its engine uses rank 4"),
+    "prior_loss_weight": (1.0, "Kohya drops a 0 and its engine uses 1.0"),
+    "huber_c": (0.1, "Kohya drops a 0 and its engine uses 0.1"),
+    "huber_scale": (1.0, "Kohya drops a 0 and its engine uses 1.0"),
+    "lr_scheduler_power": (1.0, "Kohya drops a 0 and its engine uses 1.0"),
+    "lr_scheduler_num_cycles": (1, "Kohya drops a 0 and its engine uses 1"),
+    "multires_noise_discount": (0.3, "Kohya drops a 0 and its engine uses 0.3"),
+    "max_timestep": (1000, "Kohya drops a 0 and its engine uses 1000"),
+    "vae_batch_size": (1, "0 means one picture at a time"),
+    "train_batch_size": (1, "Kohya drops a 0 and its engine uses 1"),
+    "gradient_accumulation_steps": (1, "Kohya drops a 0 and its engine uses 1"),
+    "max_token_length": (75, "75 tokens is the engine's own length"),
+    "bucket_reso_steps": (64, "Kohya drops a 0 and its engine uses 64"),
+    "min_bucket_reso": (256, "Kohya drops a 0 and its engine uses 256"),
+    "max_bucket_reso": (1024, "Kohya drops a 0 and its engine uses 1024"),
+}
+"""Fields in which a written 0 never reaches sd-scripts, and what its parser's default then is."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """An effective value that differs from the written one, or something a person should know."""
+
+    field: str
+    written: Any
+    effective: Any
+    reason: str
+
+    def __str__(self) -> str:
+        """One line: field, written -> effective, and why."""
+        if self.written == self.effective:
+            return f"{self.field}: {self.reason}"
+        return f"{self.field} {self.written!r} -> {self.effective!r}: {self.reason}"
+
+
+def parse_arguments(field: str, text: str) -> dict[str, Any]:
+    """Read ``key=value`` parts as sd-scripts does: values are Python literals, never code.
+
+    Args:
+        field: Name of the field, for messages.
+        text: ``weight_decay=0.1 betas=0.9,0.99``; quotes around a part are dropped.
+
+    Raises:
+        ConfigError: A part without ``=``, or a value that is no literal.
+    """
+    found: dict[str, Any] = {}
+    for part in text.replace('"', "").split():
+        name, equals, value = part.partition("=")
+        if not equals or not name or "=" in value:
+            raise ConfigError(f"{field}: {part!r} must read key=value, parts separated by one space")
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError) as error:
+            raise ConfigError(
+                f"{field}: the value of {name} is {value!r}, which is neither a number, True/False, None, "
+                "a tuple nor a quoted text"
+            ) from error
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run, checked as far as it can be without looking at pictures or loading a model."""
+
+    written: KohyaConfig
+    """As loaded: what goes back into the JSON beside the results."""
+    config: KohyaConfig
+    """Effective values."""
+    engine: EngineOptions
+    notes: tuple[Note, ...]
+    base: Path
+    """Folder that relative paths start from."""
+    started: float
+    """Seconds since the epoch; names the run's folder, JSON and samples."""
+    family: str
+    """File in trainer/families: sd, sdxl, flux."""
+    seed: int
+    width: int
+    height: int
+    unet_lr: float
+    """0 where the UNet does not train."""
+    text_encoder_lr: float
+    """0 where the text encoder does not train."""
+    network_args: Mapping[str, str]
+    """Network options as sd-scripts gets them, k=v texts."""
+    optimizer_args: Mapping[str, Any]
+    lr_scheduler_args: Mapping[str, Any]
+
+    @classmethod
+    def from_config(
+        cls, config: KohyaConfig, *, base: Path | None = None, started: float | None = None
+    ) -> Job:
+        """Work out what ``config`` trains.
+
+        Args:
+            config: As loaded or as edited on the page.
+            base: Folder for relative paths; the working folder if None.
+            started: Time of the start; now if None.
+
+        Raises:
+            ConfigError: Fields that contradict each other or that cannot be read.
+        """
+        notes: list[Note] = []
+        engine, overrides, other = parse_additional_parameters(config.additional_parameters)
+        notes += [
+            Note("additional_parameters", f"--{name}", "" if name in IGNORED else None, "has no effect here")
+            for name in other
+        ]
+        values: dict[str, Any] = {}
+        for name, (default, reason) in ZERO_MEANS.items():
+            if getattr(config, name) in (0, None) and name not in overrides:
+                values[name] = default
+                if name not in ("vae_batch_size", "max_token_length"):
+                    notes.append(Note(name, getattr(config, name), default, reason))
+        values |= _gated(config, notes)
+        effective = config.model_copy(update=values)
+        if overrides:
+            effective = with_values(effective, {name: str(value) for name, value in overrides.items()})
+            notes += [
+                Note(name, getattr(config, name), getattr(effective, name), "set by additional_parameters")
+                for name in overrides
+            ]
+        family = _family(effective)
+        unet_lr, text_encoder_lr = _rates(effective, engine, notes)
+        width, height = parse_resolution(effective.max_resolution)
+        seed = effective.seed
+        if not seed:
+            seed = random.SystemRandom().randrange(1, 2**31)
+            notes.append(Note("seed", 0, seed, "0 draws a new seed for every run"))
+        _check(effective, engine)
+        return cls(
+            written=config,
+            config=effective,
+            engine=engine,
+            notes=tuple(notes),
+            base=(base or Path.cwd()).resolve(),
+            started=time.time() if started is None else started,
+            family=family,
+            seed=seed,
+            width=width,
+            height=height,
+            unet_lr=unet_lr,
+            text_encoder_lr=text_encoder_lr,
+            network_args=_network_args(effective, engine),
+            optimizer_args=parse_arguments("optimizer_args", effective.optimizer_args),
+            lr_scheduler_args=parse_arguments("lr_scheduler_args", effective.lr_scheduler_args),
+        )
+
+    def path(self, text: str) -> Path:
+        """A path as written in the configuration, made absolute from `base`."""
+        return (self.base / Path(text).expanduser()).resolve()
+
+    @property
+    def output_dir(self) -> Path:
+        """Where LoRA files, states, samples and the JSON go."""
+        return self.path(self.config.output_dir)
+
+    @property
+    def output_name(self) -> str:
+        """File name stem of everything saved."""
+        return self.config.output_name or "last"
+
+    @property
+    def stamp(self) -> str:
+        """YYYYmmdd-HHMMSS of the start, local time, as in Kohya's file names."""
+        return time.strftime("%Y%m%d-%H%M%S", time.localtime(self.started))
+
+    @property
+    def journal(self) -> Path:
+        """The run's journal file."""
+        return self.output_dir / "logs" / f"{self.output_name}-{self.stamp}" / "journal.jsonl"
+
+    @property
+    def trains_unet(self) -> bool:
+        """Whether UNet layers are optimised."""
+        return self.unet_lr > 0
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether text encoder layers are optimised (and saved)."""
+        return self.text_encoder_lr > 0
+
+    def with_config(self, **values: Any) -> Job:
+        """The same job with some effective values replaced (tests, advice after running out of memory)."""
+        return replace(self, config=self.config.model_copy(update=values))
+
+
+def _gated(config: KohyaConfig, notes: list[Note]) -> dict[str, Any]:
+    """Fields that the GUI does not send because another one is off (engine facts 0.2, item 5)."""
+    values: dict[str, Any] = {}
+    multires = config.noise_offset_type == "Multires"
+    if multires:
+        values |= {"noise_offset": 0.0, "noise_offset_random_strength": False, "adaptive_noise_scale": 0.0}
+    else:
+        values |= {"multires_noise_iterations": 0}
+    if config.lr_scheduler == "constant" and not config.lr_scheduler_type:
+        values |= {"lr_warmup": 0}
+        if config.lr_warmup:
+            notes.append(Note("lr_warmup", config.lr_warmup, 0, 'Kohya\'s page sets it to 0 with "constant"'))
+    for name, value in values.items():
+        if getattr(config, name) and name != "lr_warmup":
+            notes.append(
+                Note(
+                    name,
+                    getattr(config, name),
+                    value,
+                    f"not sent with noise_offset_type {config.noise_offset_type}",
+                )
+            )
+    return values
+
+
+def _family(config: KohyaConfig) -> str:
+    for flag, name in (
+        ("sd3_checkbox", "SD3"),
+        ("lumina_checkbox", "Lumina"),
+        ("hunyuan_image_checkbox", "HunyuanImage"),
+        ("anima_checkbox", "Anima"),
+    ):
+        if getattr(config, flag, False):
+            raise ConfigError(
+                f"this file trains {name}, which LoRA Kiln does not train; the file is kept as it is"
+            )
+    if config.sdxl:
+        return "sdxl"
+    if config.flux1_checkbox:
+        return "flux"
+    return "sd"
+
+
+def _rates(config: KohyaConfig, engine: EngineOptions, notes: list[Note]) -> tuple[float, float]:
+    """Learning rates of UNet and text encoder (engine facts 0.2 item 2 and 8.1)."""
+    unet, text = float(config.unet_lr or 0), float(config.text_encoder_lr or 0)
+    base = float(config.learning_rate or 0)
+    if engine.network_train_unet_only and engine.network_train_text_encoder_only:
+        raise ConfigError("network_train_unet_only and network_train_text_encoder_only exclude each other")
+    if not unet and not text:
+        if not base:
+            raise ConfigError(
+                "learning_rate, unet_lr and text_encoder_lr are all 0: nothing would be trained"
+            )
+        notes.append(Note("unet_lr", 0, base, "both rates are 0, so both parts train at learning_rate"))
+        unet = text = base
+    if engine.network_train_unet_only:
+        text = 0.0
+    if engine.network_train_text_encoder_only:
+        unet = 0.0
+    if not text:
+        notes.append(Note("text_encoder_lr", 0, 0, "the text encoder is not trained"))
+    if not unet:
+        notes.append(Note("unet_lr", 0, 0, "the UNet is not trained"))
+    return unet, text
+
+
+def _network_args(config: KohyaConfig, engine: EngineOptions) -> dict[str, str]:
+    """Options for the network module, as the GUI sends them (lora_tab_behaviour h)."""
+    found: dict[str, Any] = {}
+    if config.LoRA_type == "Kohya LoCon":
+        found |= {"conv_dim": config.conv_dim, "conv_alpha": config.conv_alpha}
+    for name in (
+        "down_lr_weight",
+        "mid_lr_weight",
+        "up_lr_weight",
+        "block_lr_zero_threshold",
+        "block_dims",
+        "block_alphas",
+        "conv_block_dims",
+        "conv_block_alphas",
+    ):
+        if getattr(config, name):
+            found[name] = getattr(config, name)
+    for name in (
+        "rank_dropout",
+        "module_dropout",
+        "loraplus_lr_ratio",
+        "loraplus_unet_lr_ratio",
+        "loraplus_text_encoder_lr_ratio",
+    ):
+        if getattr(config, name):
+            found[name] = getattr(config, name)
+    for part in engine.network_args:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--network_args: {part!r} must read key=value")
+        found[name] = value
+    return {name: str(value) for name, value in found.items()}
+
+
+def _check(config: KohyaConfig, engine: EngineOptions) -> None:
+    """Combinations that sd-scripts refuses, said before anything is loaded."""
+    if config.full_fp16 and config.mixed_precision != "fp16":
+        raise ConfigError("full_fp16 needs mixed_precision fp16")
+    if config.full_bf16 and config.mixed_precision != "bf16":
+        raise ConfigError("full_bf16 needs mixed_precision bf16")
+    if config.full_fp16 and config.full_bf16:
+        raise ConfigError("full_fp16 and full_bf16 exclude each other")
+    caching = config.cache_latents or config.cache_latents_to_disk
+    if caching and (config.color_aug or config.random_crop):
+        which = "color_aug" if config.color_aug else "random_crop"
+        raise ConfigError(f"{which} changes the picture every time, so it needs cache_latents switched off")
+    if config.adaptive_noise_scale and not config.noise_offset:
+        raise ConfigError(
+            "adaptive_noise_scale only scales noise_offset: set noise_offset as well, or 0 here"
+        )
+    if config.scale_v_pred_loss_like_noise_pred and not config.v_parameterization:
+        raise ConfigError("scale_v_pred_loss_like_noise_pred is for v_parameterization only")
+    if config.v_pred_like_loss and config.v_parameterization:
+        raise ConfigError("v_pred_like_loss is for models that predict noise, not with v_parameterization")
+    if not config.output_dir.strip():
+        raise ConfigError("output_dir is empty: choose the folder that gets the LoRA (Folders)")
+    if not config.pretrained_model_name_or_path.strip():
+        raise ConfigError("pretrained_model_name_or_path is empty: choose a base model (Model)")
+    if not config.train_data_dir.strip() and not config.dataset_config.strip():
+        raise ConfigError("train_data_dir is empty: choose the folder with the training pictures (Folders)")
+    if config.max_token_length not in (75, 150, 225):
+        raise ConfigError(f"max_token_length is {config.max_token_length}: allowed are 75, 150 and 225")
+    if engine.base_weights_multiplier and len(engine.base_weights_multiplier) > len(engine.base_weights):
+        raise ConfigError("base_weights_multiplier has more values than base_weights has files")

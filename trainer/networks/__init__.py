@@ -1,0 +1,1 @@
+"""Network types: one file each."""

@@ -1,0 +1,1 @@
+"""Noise, targets and losses, as pure functions of tensors."""
