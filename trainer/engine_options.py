@@ -7,7 +7,6 @@ they come last on the command line. Options that do have a field are given to th
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,23 +26,23 @@ RENAMED = {
 """Options whose field on the page has another name."""
 
 IGNORED = frozenset(
-    [
-        "console_log_level",
+    {
         "console_log_file",
+        "console_log_level",
         "console_log_simple",
-        "lowram",
-        "disable_mmap_load_safetensors",
-        "sdpa",
-        "xformers",
-        "mem_eff_attn",
-        "torch_compile",
-        "dynamo_backend",
-        "ddp_timeout",
         "ddp_gradient_as_bucket_view",
         "ddp_static_graph",
+        "ddp_timeout",
         "deepspeed",
+        "disable_mmap_load_safetensors",
+        "dynamo_backend",
+        "lowram",
+        "mem_eff_attn",
+        "sdpa",
         "tokenizer_cache_dir",
-    ]
+        "torch_compile",
+        "xformers",
+    }
 )
 """Options that say how sd-scripts runs, not what it trains."""
 
@@ -125,7 +124,7 @@ def parse_additional_parameters(text: str) -> tuple[EngineOptions, dict[str, Any
             given[name].append(token)
         else:
             raise ConfigError(
-                f"additional_parameters starts with {token!r}: every option needs its name first, e.g. --seed 1"
+                f"additional_parameters starts with {token!r}: every option needs its name, e.g. --seed 1"
             )
     options: dict[str, Any] = {}
     fields: dict[str, Any] = {}
@@ -154,8 +153,3 @@ def _option_value(name: str, values: list[str]) -> Any:
     if "tuple" in str(kind):
         return tuple(values)
     return " ".join(values)
-
-
-def as_dict(pairs: Mapping[str, Any]) -> dict[str, str]:
-    """Values as the strings that sd-scripts receives on its command line."""
-    return {name: str(value) for name, value in pairs.items()}

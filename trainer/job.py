@@ -26,7 +26,7 @@ __all__ = ["Job", "Note", "parse_arguments"]
 ZERO_MEANS: Mapping[str, tuple[float, str]] = {
     "max_grad_norm": (
         1.0,
-        "Kohya drops a 0 and its engine clips at 1.0; --max_grad_norm 0 turns clipping off",
+        "Kohya drops a 0 and its engine clips at 1.0 (--max_grad_norm 0 in additional_parameters: off)",
     ),
     "network_alpha": (1, "Kohya drops a 0 and its engine uses alpha 1"),
     "network_dim": (4, "Kohya drops a 0 and its engine uses rank 4"),
@@ -133,10 +133,7 @@ class Job:
         """
         notes: list[Note] = []
         engine, overrides, other = parse_additional_parameters(config.additional_parameters)
-        notes += [
-            Note("additional_parameters", f"--{name}", "" if name in IGNORED else None, "has no effect here")
-            for name in other
-        ]
+        notes += [Note("additional_parameters", f"--{name}", "", _no_effect(name)) for name in other]
         values: dict[str, Any] = {}
         for name, (default, reason) in ZERO_MEANS.items():
             if getattr(config, name) in (0, None) and name not in overrides:
@@ -216,6 +213,12 @@ class Job:
         return replace(self, config=self.config.model_copy(update=values))
 
 
+def _no_effect(name: str) -> str:
+    if name in IGNORED:
+        return "says how sd-scripts runs, not what it trains; not needed here"
+    return "is not an option that this trainer knows; it has no effect"
+
+
 def _gated(config: KohyaConfig, notes: list[Note]) -> dict[str, Any]:
     """Fields that the GUI does not send because another one is off (engine facts 0.2, item 5)."""
     values: dict[str, Any] = {}
@@ -249,9 +252,7 @@ def _family(config: KohyaConfig) -> str:
         ("anima_checkbox", "Anima"),
     ):
         if getattr(config, flag, False):
-            raise ConfigError(
-                f"this file trains {name}, which LoRA Kiln does not train; the file is kept as it is"
-            )
+            raise ConfigError(f"this configuration is for {name}, which LoRA Kiln does not train")
     if config.sdxl:
         return "sdxl"
     if config.flux1_checkbox:
@@ -267,9 +268,7 @@ def _rates(config: KohyaConfig, engine: EngineOptions, notes: list[Note]) -> tup
         raise ConfigError("network_train_unet_only and network_train_text_encoder_only exclude each other")
     if not unet and not text:
         if not base:
-            raise ConfigError(
-                "learning_rate, unet_lr and text_encoder_lr are all 0: nothing would be trained"
-            )
+            raise ConfigError("learning_rate, unet_lr and text_encoder_lr are all 0: nothing would train")
         notes.append(Note("unet_lr", 0, base, "both rates are 0, so both parts train at learning_rate"))
         unet = text = base
     if engine.network_train_unet_only:
@@ -330,9 +329,7 @@ def _check(config: KohyaConfig, engine: EngineOptions) -> None:
         which = "color_aug" if config.color_aug else "random_crop"
         raise ConfigError(f"{which} changes the picture every time, so it needs cache_latents switched off")
     if config.adaptive_noise_scale and not config.noise_offset:
-        raise ConfigError(
-            "adaptive_noise_scale only scales noise_offset: set noise_offset as well, or 0 here"
-        )
+        raise ConfigError("adaptive_noise_scale only scales noise_offset: set noise_offset too, or 0 here")
     if config.scale_v_pred_loss_like_noise_pred and not config.v_parameterization:
         raise ConfigError("scale_v_pred_loss_like_noise_pred is for v_parameterization only")
     if config.v_pred_like_loss and config.v_parameterization:
