@@ -1,0 +1,1 @@
+"""The page of LoRA Kiln. It uses the trainer; the trainer knows nothing of it."""
