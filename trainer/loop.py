@@ -7,9 +7,10 @@ and batches are made on the CPU ahead of time, and learning rates are Python num
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -45,6 +46,9 @@ __all__ = ["Outcome", "Run"]
 
 REPORT_EVERY_S = 0.5
 """Longest time that losses wait on an accelerator before they are fetched in one transfer."""
+
+KEEP_EVERY_S = 10.0
+"""How often the weights are remembered on the host in case the loss turns to NaN."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Run:
     losses: tuple[float, ...] = ()
     last_lora: Path | None = None
     last_state: Path | None = None
-    _good: list[dict[str, Tensor]] = field(default_factory=list)
+    _good: tuple[int, dict[str, Tensor]] | None = None
 
     # --- the steps ---------------------------------------------------------------------------
 
@@ -154,7 +158,7 @@ class Run:
 
     def _micro_step(self, batch: Batch) -> Tensor:
         """Forward and backward pass of one micro-batch; the loss stays on the device."""
-        family, device = self.family, self.accelerator.device
+        family = self.family
         # Dropouts draw from torch's own generator, which gradient checkpointing replays.
         torch.manual_seed(self.draws.key("step", self.micro))
         latents = self._latents(batch)
@@ -164,7 +168,6 @@ class Run:
             prediction = family.predict(noised.noisy_BCHW.to(family.dtype), noised.timesteps_B, text, batch)
         loss, _ = self.objective.loss(prediction, noised, batch)
         self.accelerator.backward(loss / self.job.config.gradient_accumulation_steps)
-        del device
         return loss.detach()
 
     def _latents(self, batch: Batch) -> Tensor:
@@ -206,7 +209,11 @@ class Run:
         """Samples, saves and requests that are due; True when a stop was asked for."""
         config, last = self.job.config, self.step >= self.plan.max_train_steps
         every_n_epochs = config.sample_every_n_epochs
-        due = config.sample_every_n_steps and not every_n_epochs and self.step % config.sample_every_n_steps == 0
+        due = (
+            config.sample_every_n_steps
+            and not every_n_epochs
+            and self.step % config.sample_every_n_steps == 0
+        )
         if due or self.controls.sample.is_set():
             self.controls.sample.clear()
             report.flush()
@@ -303,7 +310,6 @@ class Run:
         folder = outputs.state_path(self.job, stem)
         position = states.Position(
             step=self.step,
-            micro=self.micro,
             epoch=epoch,
             seed=self.job.seed,
             losses=tuple(report.recorder.losses),
@@ -359,33 +365,33 @@ class Run:
         self.events.emit(PhaseStarted(phase="train", total=self.plan.max_train_steps, unit="steps"))
 
     def keep_good(self) -> None:
-        """Remember the weights: called when all losses so far were finite."""
-        now = {name: value.clone() for name, value in self.network.state_dict().items()}
-        self._good = [*self._good[-1:], now]
+        """Remember the weights on the host, if they are all finite; called while losses are."""
+        tensors = {name: value.clone() for name, value in self.network.state_dict().items()}
+        if all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+            self._good = (self.step, tensors)
 
     def save_last_good(self) -> Path | None:
-        """After NaN: write the last weights that were all finite."""
-        for tensors in reversed(self._good):
-            if all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-                path = outputs.lora_path(self.job, f"{outputs.step_name(self.job, self.step)}-last-good")
-                values = self.metadata.at(step=self.step, epoch=0)
-                size_bytes = save_lora(path, tensors, values, self.job.config.save_precision)
-                self.events.emit(
-                    CheckpointSaved(step=self.step, epoch=0, path=path, kind="lora", size_bytes=size_bytes)
-                )
-                return path
-        return None
+        """After NaN: write the weights that `keep_good` remembered last."""
+        if self._good is None:
+            return None
+        step, tensors = self._good
+        path = outputs.lora_path(self.job, f"{outputs.step_name(self.job, step)}-last-good")
+        size_bytes = save_lora(
+            path, tensors, self.metadata.at(step=step, epoch=0), self.job.config.save_precision
+        )
+        self.events.emit(CheckpointSaved(step=step, epoch=0, path=path, kind="lora", size_bytes=size_bytes))
+        return path
 
     def _check_finite(self, tensors: dict[str, Tensor]) -> None:
         bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
         if bad:
-            raise DivergedError(f"{len(bad)} of {len(tensors)} LoRA tensors hold NaN or infinity, {bad[0]} first")
+            raise DivergedError(
+                f"{len(bad)} of {len(tensors)} LoRA tensors hold NaN or infinity, {bad[0]} first"
+            )
 
     def _remove(self, path: Path) -> None:
         if not path.exists():
             return
-        import shutil
-
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -405,6 +411,7 @@ class _Reporter:
         self.waiting: list[Pending] = []
         self._last = time.perf_counter()
         self._memory_at = 0.0
+        self._kept_at = time.perf_counter()
 
     def restart_clock(self) -> None:
         """Leave the time of samples and saves out of the step time."""
@@ -452,7 +459,9 @@ class _Reporter:
             )
             rates = {f"lr/{name}": rate for name, rate in pending.lr.items()}
             run.scalars.step(pending.step, losses, average, {**rates, **extra})
-        run.keep_good()
+        if now - self._kept_at > KEEP_EVERY_S:
+            run.keep_good()
+            self._kept_at = time.perf_counter()
         if now - self._memory_at > 1.0:
             run.events.emit(devices.memory(run.accelerator.device))
             self._memory_at = now
@@ -465,13 +474,17 @@ def _why_diverged(run: Run, step: int, loss: float) -> str:
     if config.full_fp16:
         cause = "full_fp16 has little range: switch it off, or use bf16 where the card has it"
     elif config.mixed_precision == "fp16":
-        cause = "fp16 overflowed or the learning rate is too high: lower it, or use bf16 where the card has it"
+        cause = (
+            "fp16 overflowed or the learning rate is too high: lower it, or use bf16 where the card has it"
+        )
     elif max(run.job.unet_lr, run.job.text_encoder_lr) > 5e-3 and "prodigy" not in config.optimizer.lower():
         cause = f"the learning rate {max(run.job.unet_lr, run.job.text_encoder_lr):g} is very high: lower it"
     elif not config.max_grad_norm:
         cause = "gradients are not clipped: set max_grad_norm to 1, or lower the learning rate"
     else:
-        cause = "lower the learning rate; if it comes back at step 1, the base model or VAE file may be damaged"
+        cause = (
+            "lower the learning rate; if it comes back at step 1, the base model or VAE file may be damaged"
+        )
     return f"the loss became {kind} at step {step}; the likely cause: {cause}"
 
 

@@ -38,8 +38,6 @@ class Position:
 
     step: int
     """Optimizer updates done."""
-    micro: int
-    """Micro-batches done, over all epochs."""
     epoch: int
     """Epochs begun, from 1."""
     seed: int
@@ -175,7 +173,6 @@ def load_state(folder: Path) -> State:
         values = _read_json(folder / "train_state.json")
         position = Position(
             step=int(values.get("current_step", 0)),
-            micro=-1,
             epoch=int(values.get("current_epoch", 1)),
             seed=0,
             by="sd-scripts",

@@ -1,0 +1,374 @@
+"""From a job to a finished LoRA: preparation, the loop, and one sentence for whatever goes wrong.
+
+`run` does it in the calling thread (the shell); `Runner` on a worker thread (the page).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from trainer import config as configuration
+from trainer import devices, metadata, optimizers, plugins, prompts, schedules, states
+from trainer.controls import Controls
+from trainer.data import cache as caches
+from trainer.data import folder
+from trainer.data.loader import Loader
+from trainer.data.types import Dataset
+from trainer.draws import Draws
+from trainer.errors import ConfigError, StateError, TrainerError
+from trainer.events import (
+    EventLog,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+    LogLine,
+    PhaseStarted,
+)
+from trainer.job import Job
+from trainer.loop import Outcome, Run, guarded
+from trainer.objectives import ddpm
+from trainer.plan import Plan
+from trainer.progress import Scalars
+
+__all__ = ["Runner", "run"]
+
+FAMILIES = plugins.Folder("trainer.families")
+NETWORKS = plugins.Folder("trainer.networks")
+
+
+def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Draws | None = None) -> Outcome:
+    """Train ``job`` to its end, in this thread.
+
+    Args:
+        job: What to train.
+        events: Gets everything that happens; its journal is opened in the output folder.
+        controls: Stop, save and sample requests.
+        draws: Replaces the run's random draws (a replay).
+
+    Raises:
+        TrainerError: Said as `JobFailed` too.
+    """
+    started = time.time()
+    controls = controls or Controls()
+    current: Run | None = None
+    try:
+        events.open(job.journal)
+        current = prepare(job, events, controls, draws)
+        outcome = guarded(current, current.train)
+        elapsed_s = time.time() - started
+        if outcome.stopped:
+            stopped = JobStopped(
+                step=outcome.step, path=outcome.path, state=outcome.state, elapsed_s=elapsed_s
+            )
+            events.emit(stopped)
+        else:
+            assert outcome.path is not None
+            events.emit(JobFinished(step=outcome.step, path=outcome.path, elapsed_s=elapsed_s))
+        return outcome
+    except BaseException as error:
+        detail = "" if isinstance(error, TrainerError) else traceback.format_exc()
+        events.emit(
+            JobFailed(message=_sentence(error), step=0 if current is None else current.step, detail=detail)
+        )
+        raise
+    finally:
+        if current is not None:
+            current.loader.close()
+            current.scalars.close()
+            current.network.detach()
+        current = None
+        devices.free()
+        events.close()
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, TrainerError):
+        return str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return (
+            "out of memory: lower train_batch_size or the resolution, switch gradient_checkpointing on, or cache "
+            "latents to disk"
+        )
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before training began"
+    return f"{type(error).__name__}: {error}"
+
+
+def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None = None) -> Run:
+    """Everything before step 1: pictures, models, caches, network, optimizer, resumed state.
+
+    Raises:
+        TrainerError: Something is missing or cannot work; said before anything slow where possible.
+    """
+    config = job.config
+
+    def say(message: str) -> None:
+        events.emit(LogLine(message=message))
+
+    def warn(message: str) -> None:
+        events.emit(LogLine(message=message, level="warning"))
+
+    if job.family not in FAMILIES.names():
+        raise ConfigError(
+            f"this version does not train {job.family} models: choose an SD 1.x or 2.x base model"
+        )
+    device = devices.choose()
+    devices.check_precision(config.mixed_precision, device)
+    optimizers.check(job, device)
+    job.output_dir.mkdir(parents=True, exist_ok=True)
+    states.sweep(job.output_dir)
+    say(f"device: {devices.describe(device)}; precision: {config.mixed_precision}")
+    for note in job.notes:
+        say(str(note))
+
+    events.emit(PhaseStarted(phase="read pictures"))
+    dataset = folder.scan(job)
+    for finding in dataset.findings:
+        events.emit(LogLine(message=finding.message, level=finding.level))
+    accelerator = _accelerator(config.mixed_precision, device)
+    plan = Plan.make(job, dataset, accelerator.num_processes)
+    schedules.check(job, plan)
+    resumed = states.load_state(job.path(config.resume)) if config.resume.strip() else None
+    if resumed is not None:
+        job, plan = _check_resume(job, plan, resumed, warn)
+    draws = draws or Draws(job.seed)
+    _say_dataset(dataset, plan, say)
+    configuration.save(job.written, job.output_dir / f"{job.output_name}_{job.stamp}.json")
+    prompts.write_prompt_file(job)
+
+    events.emit(PhaseStarted(phase="load model"))
+    began = time.perf_counter()
+    family = FAMILIES.get(job.family).load(
+        job, accelerator.device, devices.weight_dtype(config.mixed_precision), say
+    )
+    say(f"model loaded in {time.perf_counter() - began:.1f} s")
+    latents = caches.prepare(job, dataset, family, draws, emit=events.emit, stop=controls.stop.is_set)
+    if latents is not None:
+        family.move(["vae"], torch.device("cpu"))
+
+    for file, multiplier in _base_weights(job):
+        _network_plugin(job).merge(family, file, multiplier, say)
+    network = _network_plugin(job).create(family, job, draws, say)
+    network.attach()
+    full = (
+        {"fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
+        if (config.full_fp16 or config.full_bf16)
+        else torch.float32
+    )
+    network.to(accelerator.device, full)
+    if config.gradient_checkpointing:
+        family.enable_gradient_checkpointing()
+    if config.dynamo_backend not in ("no", "NO", ""):
+        _compile(family.unet, job, say)
+    groups = network.param_groups()
+    if not groups:
+        raise ConfigError("no layer has a learning rate above 0: nothing would be trained")
+    built = optimizers.create(job, groups)
+    built.optimizer = accelerator.prepare(built.optimizer)
+    schedule = schedules.create(job, built, plan)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    say(f"optimizer: {built.description}; {parameters:,} trainable parameters")
+
+    current = Run(
+        job=job,
+        plan=plan,
+        accelerator=accelerator,
+        draws=draws,
+        loader=Loader(job, dataset, latents, draws, plan, device=accelerator.device),
+        family=family,
+        network=network,
+        objective=ddpm.prepare(job, accelerator.device),
+        built=built,
+        schedule=schedule,
+        metadata=metadata.Metadata(job, dataset, plan, family, network, built.description),
+        events=events,
+        controls=controls,
+        scalars=Scalars(_tensorboard_folder(job)),
+    )
+    if resumed is not None:
+        _restore(current, resumed, say)
+    events.emit(
+        JobStarted(
+            name=job.output_name,
+            output_dir=job.output_dir,
+            family=job.family,
+            first_step=current.step,
+            steps=plan.max_train_steps,
+            epochs=plan.epochs,
+            facts={
+                "pictures": len(dataset.pictures),
+                "pictures with repeats": dataset.num_train_images,
+                "buckets": {f"{w}x{h}": n for (w, h), n in dataset.bucket_counts().items()},
+                "batches per epoch": plan.batches_per_epoch,
+                "steps per epoch": plan.updates_per_epoch,
+                "trainable parameters": parameters,
+                "device": devices.describe(device),
+                "seed": job.seed,
+            },
+        )
+    )
+    events.emit(devices.memory(accelerator.device))
+    return current
+
+
+def _accelerator(mixed_precision: str, device: torch.device) -> Accelerator:
+    # accelerate keeps the first run's precision in a process-wide state.
+    AcceleratorState._reset_state(False)
+    return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
+
+
+def _network_plugin(job: Job) -> type:
+    for name in NETWORKS.names():
+        plugin = NETWORKS.get(name)
+        if job.config.LoRA_type in plugin.kohya_types:
+            return plugin
+    known = sorted(kind for name in NETWORKS.names() for kind in NETWORKS.get(name).kohya_types)
+    raise ConfigError(
+        f"LoRA_type {job.config.LoRA_type!r} is not trained by this version: choose {' or '.join(known)}"
+    )
+
+
+def _base_weights(job: Job) -> list[tuple[Path, float]]:
+    files = job.engine.base_weights
+    multipliers = [*job.engine.base_weights_multiplier, *[1.0] * len(files)][: len(files)]
+    return [(job.path(file), multiplier) for file, multiplier in zip(files, multipliers, strict=True)]
+
+
+def _compile(unet: torch.nn.Module, job: Job, say: Callable[[str], None]) -> None:
+    config = job.config
+    options = {
+        "backend": config.dynamo_backend.lower(),
+        "mode": config.dynamo_mode if config.dynamo_mode != "default" else None,
+        "fullgraph": config.dynamo_use_fullgraph,
+        "dynamic": True if config.dynamo_use_dynamic else None,
+    }
+    unet.compile_repeated_blocks(**{name: value for name, value in options.items() if value is not None})
+    say(
+        f"repeated blocks are compiled ({options['backend']}): the first step of each picture size takes longer"
+    )
+
+
+def _tensorboard_folder(job: Job) -> Path | None:
+    """Kohya's place: logging_dir/<prefix><stamp>/<tracker name>; the run's own log folder without one."""
+    config = job.config
+    name = config.log_tracker_name or "network_train"
+    if not config.logging_dir.strip():
+        return None
+    return job.path(config.logging_dir) / f"{job.engine.log_prefix}{job.stamp.replace('-', '')}" / name
+
+
+def _say_dataset(dataset: Dataset, plan: Plan, say: Callable[[str], None]) -> None:
+    for index, subset in enumerate(dataset.subsets):
+        count = sum(picture.subset == index for picture in dataset.pictures)
+        kind = "class pictures" if subset.is_reg else "pictures"
+        say(f"{subset.folder.name}: {count} {kind} x {subset.repeats} repeats")
+    for (width, height), count in dataset.bucket_counts().items():
+        say(f"bucket {width}x{height}: {count} with repeats")
+    say(f"mean aspect ratio error: {dataset.mean_aspect_error:.4f}")
+    for line in plan.arithmetic:
+        say(line)
+
+
+def _check_resume(
+    job: Job, plan: Plan, resumed: states.State, warn: Callable[[str], None]
+) -> tuple[Job, Plan]:
+    """The state must leave something to train; its seed is the run's seed."""
+    position = resumed.position
+    if position.step >= plan.max_train_steps:
+        raise StateError(
+            f"the state is at step {position.step} and the run ends at step {plan.max_train_steps}: raise "
+            "max_train_steps (or the epochs) to train on"
+        )
+    if resumed.foreign:
+        return job, plan
+    if job.config.seed not in (0, position.seed) and job.written.seed:
+        warn(f"seed {job.written.seed} is not used: the resumed run goes on with its own, {position.seed}")
+    job = replace(job, seed=position.seed)
+    if position.config_hash != states.config_hash(job):
+        warn("the configuration has changed since the state was saved: the run goes on with the new one")
+    return job, plan
+
+
+def _restore(current: Run, resumed: states.State, say: Callable[[str], None]) -> None:
+    """Put a saved state into the loaded run.
+
+    Raises:
+        StateError: The state belongs to another network or optimizer.
+    """
+    complaints = current.network.load_state_dict(resumed.network)
+    if complaints:
+        raise StateError(
+            f"the state belongs to another network: {complaints[0]} ({len(complaints)} differences)"
+        )
+    try:
+        current.built.load_state_dict(resumed.optimizer)
+        if resumed.scheduler is not None:
+            current.schedule.load_state_dict(resumed.scheduler)
+    except (ValueError, KeyError) as error:
+        raise StateError(f"the state belongs to another optimizer or scheduler ({error})") from error
+    if resumed.scaler is not None and current.accelerator.scaler is not None:
+        current.accelerator.scaler.load_state_dict(dict(resumed.scaler))
+    position, plan = resumed.position, current.plan
+    current.step = position.step
+    in_epoch = position.step % plan.updates_per_epoch * current.job.config.gradient_accumulation_steps
+    current.micro = position.step // plan.updates_per_epoch * plan.batches_per_epoch + in_epoch
+    current.losses = position.losses
+    say(f"resumed at step {position.step} of {plan.max_train_steps}")
+
+
+@dataclass
+class Runner:
+    """Runs one job at a time on a worker thread; any number of pages follow `events`."""
+
+    events: EventLog = field(default_factory=EventLog)
+    controls: Controls = field(default_factory=Controls)
+    job: Job | None = None
+    _thread: threading.Thread | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is going on."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, job: Job) -> None:
+        """Start ``job`` on the worker thread.
+
+        Raises:
+            ConfigError: A run is going on already.
+        """
+        with self._lock:
+            if self.running:
+                raise ConfigError("a run is going on: stop it first, or wait until it has finished")
+            self.job, self.events, self.controls = job, EventLog(), Controls()
+            self._thread = threading.Thread(
+                target=self._work, args=(job, self.events, self.controls), name="trainer", daemon=True
+            )
+            self._thread.start()
+
+    @staticmethod
+    def _work(job: Job, events: EventLog, controls: Controls) -> None:
+        try:
+            run(job, events, controls)
+        except BaseException:  # noqa: BLE001 - the run has said it as JobFailed; the page lives on
+            return
+
+    def stop(self) -> None:
+        """Ask the run to finish its step, save and end."""
+        self.controls.stop.set()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the run to end; True once it has."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return not self.running
