@@ -1,0 +1,142 @@
+"""What would be trained: ``python -m trainer check``, and the page's checks before Start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer import devices, optimizers, plugins, schedules
+from trainer.config import Finding, KohyaConfig, ui_of
+from trainer.data import folder
+from trainer.data.types import Dataset
+from trainer.errors import TrainerError
+from trainer.job import Job
+from trainer.plan import Plan
+
+__all__ = ["check", "lines", "without_effect"]
+
+
+def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) -> dict[str, Any]:
+    """Look at everything that can be looked at without training.
+
+    Args:
+        config: The configuration.
+        report: What was found while loading it.
+        base: Folder for relative paths.
+
+    Returns:
+        Plain data: findings, notes, errors, data set, buckets, steps, parameters, memory.
+    """
+    found: dict[str, Any] = {
+        "load report": [{"kind": item.kind, "key": item.key, "message": item.message} for item in report],
+        "effective values": [],
+        "without effect": without_effect(config),
+        "errors": [],
+    }
+    errors: list[str] = found["errors"]
+    try:
+        job = Job.from_config(config, base=base)
+    except TrainerError as error:
+        errors.append(str(error))
+        return found
+    found["effective values"] = [str(note) for note in job.notes]
+    found["family"] = job.family
+    found["network"] = {
+        "LoRA_type": job.config.LoRA_type,
+        "network_dim": job.config.network_dim,
+        "network_alpha": job.config.network_alpha,
+        "network_args": dict(job.network_args),
+    }
+    found["learning rates"] = {"unet": job.unet_lr, "text encoder": job.text_encoder_lr}
+    device = devices.choose()
+    found["device"] = devices.describe(device)
+    for act in (
+        lambda: devices.check_precision(job.config.mixed_precision, device),
+        lambda: optimizers.check(job, device),
+    ):
+        try:
+            act()
+        except TrainerError as error:
+            errors.append(str(error))
+    try:
+        dataset = folder.scan(job)
+        found |= _dataset(dataset)
+        plan = Plan.make(job, dataset)
+        found["steps"] = {
+            "max_train_steps": plan.max_train_steps,
+            "epochs": plan.epochs,
+            "batches per epoch": plan.batches_per_epoch,
+            "steps per epoch": plan.updates_per_epoch,
+            "warm-up": plan.warmup_steps,
+            "arithmetic": list(plan.arithmetic),
+        }
+        schedules.check(job, plan)
+    except TrainerError as error:
+        errors.append(str(error))
+    try:
+        found |= _model(job)
+    except TrainerError as error:
+        errors.append(str(error))
+    return found
+
+
+def without_effect(config: KohyaConfig) -> list[str]:
+    """Fields that were changed from their default and do nothing here, each with the reason."""
+    fields = type(config).model_fields
+    return [
+        f"{name}: {ui_of(name).reason}"
+        for name, field in fields.items()
+        if ui_of(name).effect == "none" and getattr(config, name) not in (field.default, None, "")
+    ]
+
+
+def _dataset(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "data set": {
+            "pictures": len(dataset.pictures),
+            "training pictures with repeats": dataset.num_train_images,
+            "class pictures with repeats": dataset.num_reg_images,
+            "subsets": [
+                {"folder": str(subset.folder), "repeats": subset.repeats, "class pictures": subset.is_reg}
+                for subset in dataset.subsets
+            ],
+            "findings": [f"{finding.level}: {finding.message}" for finding in dataset.findings],
+        },
+        "buckets": {f"{w}x{h}": count for (w, h), count in dataset.bucket_counts().items()},
+        "mean aspect ratio error": dataset.mean_aspect_error,
+    }
+
+
+def _model(job: Job) -> dict[str, Any]:
+    """Parameters and memory, from a model without weights."""
+    from trainer.estimate import estimate
+
+    if job.family not in plugins.Folder("trainer.families").names():
+        return {}
+    return estimate(job)
+
+
+def lines(found: dict[str, Any]) -> Iterable[str]:
+    """The result of `check` for a person."""
+    for title, value in found.items():
+        if value in ([], {}, None, ""):
+            continue
+        if isinstance(value, dict):
+            yield f"{title}:"
+            for name, item in value.items():
+                if isinstance(item, list):
+                    yield from (f"  {name}: {_one(part)}" for part in item)
+                else:
+                    yield f"  {name}: {_one(item)}"
+        elif isinstance(value, list):
+            yield f"{title}:"
+            yield from (f"  {_one(item)}" for item in value)
+        else:
+            yield f"{title}: {value}"
+
+
+def _one(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
