@@ -70,6 +70,8 @@ class Family(ABC):
     """Pixels to a latent, each way (8)."""
     bucket_steps: ClassVar[int]
     """bucket_reso_steps must be a multiple of this (sd-scripts asserts 64 for SD, 32 for SDXL)."""
+    kohya_blocks: ClassVar[tuple[int, int, int, int, int]] = (0, 12, 1, 12, 0)
+    """Entries of Kohya's block lists: before, input, middle, output, after. SDXL (1, 9, 3, 9, 1); else 0."""
     cache_suffix: ClassVar[str]
     """Ending of the latent cache file: "_sd.npz"."""
     device: torch.device

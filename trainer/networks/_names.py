@@ -1,0 +1,87 @@
+"""Names in LoRA files of other programs, brought to Kohya's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from trainer.families._base import Family
+    from trainer.lora_file import LoraFile
+
+__all__ = ["kohya_tensors"]
+
+_ENDINGS = {
+    ".lora_A.weight": ".lora_down.weight",
+    ".lora_B.weight": ".lora_up.weight",
+    ".lora_A.default.weight": ".lora_down.weight",
+    ".lora_B.default.weight": ".lora_up.weight",
+    ".lora.down.weight": ".lora_down.weight",
+    ".lora.up.weight": ".lora_up.weight",
+    ".lora_linear_layer.down.weight": ".lora_down.weight",
+    ".lora_linear_layer.up.weight": ".lora_up.weight",
+}
+"""PEFT's and diffusers' endings."""
+
+_PREFIXES = {"te1": ("text_encoder",), "te2": ("text_encoder_2",), "unet": ("unet", "transformer")}
+"""What diffusers puts before the path of a layer."""
+
+
+def _aliases(family: Family) -> dict[str, str]:
+    """Other names of a family's layers: diffusers' dotted path, and that path in Kohya's spelling."""
+    targets = {id(target.module): target.name for target in family.targets()}
+    models = {"unet": family.unet, **family.text_encoders}
+    found: dict[str, str] = {}
+    for part, model in models.items():
+        for path, module in model.named_modules():
+            name = targets.get(id(module))
+            if name is None:
+                continue
+            # transformers 5 left out a level of CLIPTextModel that files still have.
+            paths = {path, f"text_model.{path}" if part != "unet" else path}
+            for each in paths:
+                found |= {f"{prefix}.{each}": name for prefix in _PREFIXES.get(part, ())}
+            if part == "unet":
+                found.setdefault("lora_unet_" + path.replace(".", "_"), name)
+    return found
+
+
+def _alpha(stem: str, metadata: Mapping[str, str]) -> float | None:
+    """Alpha that PEFT keeps in a file's metadata, if it is there."""
+    try:
+        settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        prefix, _, path = stem.partition(".")
+        if f"{prefix}.lora_alpha" not in settings:
+            return None
+        pattern = settings.get(f"{prefix}.alpha_pattern") or {}
+        return float(pattern.get(path, settings[f"{prefix}.lora_alpha"]))
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
+def kohya_tensors(file: LoraFile, family: Family) -> dict[str, Tensor]:
+    """The tensors of ``file`` under Kohya's keys; keys that nothing is known about stay as they are.
+
+    Files of sd-scripts pass through. PEFT and diffusers names are looked up by layer, and so are
+    diffusers paths in Kohya's spelling for a family that Kohya names otherwise (SDXL).
+    """
+    aliases = _aliases(family)
+    found: dict[str, Tensor] = {}
+    for key, tensor in file.tensors.items():
+        for ending, ours in _ENDINGS.items():
+            if key.endswith(ending):
+                stem = key.removesuffix(ending)
+                name = aliases.get(stem, stem)
+                found[name + ours] = tensor
+                alpha = _alpha(stem, file.metadata)
+                if alpha is not None:
+                    found[name + ".alpha"] = torch.tensor(alpha)
+                break
+        else:
+            stem, dot, rest = key.partition(".")
+            found[aliases.get(stem, stem) + dot + rest] = tensor
+    return found
