@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "ALPHA_SINCE",
     "DREAMBOOTH_KEYS",
     "FINETUNE_KEYS",
+    "LATER_ADDED",
     "LORA_KEYS",
     "MISSING_MEANT",
     "REMOVED",
     "RENAMED",
+    "RENAMED_FOR_FAMILY",
     "TEXTUAL_INVERSION_KEYS",
     "TOLERATED",
 ]
@@ -125,17 +128,22 @@ LORA_KEYS = frozenset(
 )
 """Keys that only the LoRA tab writes."""
 
-MISSING_MEANT: dict[str, tuple[tuple[str, Any], ...]] = {
-    "bucket_no_upscale": (("2023-02-05", False),),
-    "max_bucket_reso": (("2023-07-16", 1024),),
-    "max_train_steps": (("2024-04-19", 0),),
-    "text_encoder_lr": (("2022-12-29", 0),),
-    "unet_lr": (("2022-12-29", 0),),
+LATER_ADDED = frozenset(["log_with"])
+"""Keys that a conversion added to much older files, so they say nothing about a file's age."""
+
+ALPHA_SINCE = "2023-01-22"
+"""Before this day nothing was scaled, which is what an alpha equal to the rank does."""
+
+MISSING_MEANT: dict[str, tuple[str, Any]] = {
+    "bucket_no_upscale": ("2023-02-05", False),
+    "max_bucket_reso": ("2023-07-16", 1024),
+    "max_train_steps": ("2024-04-19", 0),
+    "text_encoder_lr": ("2022-12-29", 0),
+    "unet_lr": ("2022-12-29", 0),
 }
 """What Kohya trained with before a day on which it got another default, by setting.
 
-A file is as old as the youngest key in it. Before their own day, these settings did not exist and
-the trainer's default held: small pictures were enlarged, buckets ended at 1024 pixels, the number
-of steps came from the epochs, and both parts learned at learning_rate.
-`network_alpha` (before 2023-01-22, when nothing was scaled) is handled beside the rank it equals.
+A file is as old as the youngest key in it. Before these days small pictures were enlarged, buckets
+ended at 1024 pixels, the number of steps came from the epochs, and both parts of the network
+learned at learning_rate.
 """
