@@ -1,0 +1,1 @@
+"""Files the product brings along."""
