@@ -133,11 +133,9 @@ class LoraLayer(nn.Module):
             narrow = narrow * keep.to(narrow.device)
         if factor != 1:
             narrow = narrow * factor  # here it is r wide, after up it would be O wide
-        return out + (
-            functional.conv2d(narrow, self.lora_up)
-            if self.is_conv
-            else functional.linear(narrow, self.lora_up)
-        )
+        if self.is_conv:
+            return out + functional.conv2d(narrow, self.lora_up)
+        return out + functional.linear(narrow, self.lora_up)
 
     def _down(self, x: Tensor) -> Tensor:
         base = self.target[0].module
