@@ -54,6 +54,8 @@ class Subset:
     random_crop: bool = False
     alpha_mask: bool = False
     face_crop_aug_range: tuple[float, float] | None = None
+    resize_interpolation: str = ""
+    """"" leaves the choice to `images.resize`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,8 @@ class Dataset:
     fits: tuple[Fit, ...]
     """One for each picture."""
     repeats: tuple[int, ...]
-    """How often each picture comes in an epoch, class-picture balancing included."""
+    """How often each picture comes in an epoch, class-picture balancing included; 0 where a class
+    picture is not needed."""
     buckets: tuple[Size, ...]
     """Sizes in use, ascending; batches hold pictures of one size."""
     num_train_images: int
@@ -103,8 +106,9 @@ class Dataset:
         """For each bucket the indices of its pictures, each as often as it is repeated."""
         place = {bucket: index for index, bucket in enumerate(self.buckets)}
         entries: list[list[int]] = [[] for _ in self.buckets]
-        for index, fit in enumerate(self.fits):
-            entries[place[fit.bucket]] += [index] * self.repeats[index]
+        for index, (fit, repeats) in enumerate(zip(self.fits, self.repeats, strict=True)):
+            if repeats:
+                entries[place[fit.bucket]] += [index] * repeats
         return entries
 
     def batches_per_epoch(self, batch_size: int) -> int:
