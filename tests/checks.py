@@ -18,6 +18,8 @@ LINTERS = {
     "ruff format": ("ruff", "format", "--check", "."),
     "mypy": ("mypy",),
 }
+# Two workers, as many as the smallest machine that the suite is meant for has cores.
+PYTEST = ("pytest", "-n", "2")
 
 
 def run(pytest_arguments: Sequence[str]) -> int:
@@ -32,8 +34,7 @@ def run(pytest_arguments: Sequence[str]) -> int:
     results = []
     for name, module in LINTERS.items():
         results.append((name, *_timed(module)))
-    # Two workers, as many as the smallest machine that the suite is meant for has cores.
-    results.append(("pytest", *_timed(("pytest", "-n", "2"))))
+    results.append(("pytest", *_timed(PYTEST)))
     print()
     for name, returncode, last_line, elapsed_s in results:
         verdict = "ok" if returncode == 0 else f"FAILED (exit code {returncode})"

@@ -123,15 +123,17 @@ def _make_venv(log: IO[str], lock: int) -> None:
             "this Python can neither make a virtual environment nor run pip: on Debian or Ubuntu run "
             "`apt install python3-venv`, elsewhere install Python from python.org, and start again"
         )
+    if with_pip:
+        # Not left to venv, which keeps to itself why this failed.
+        add_pip = [str(venv_python()), "-I", "-m", "ensurepip", "--upgrade", "--default-pip"]
+    else:
+        # Debian without python3-venv: the pip outside puts another one inside.
+        add_pip = [sys.executable, "-m", "pip", "--python", str(venv_python()), *PIP_INSTALL, "pip"]
     with _phase("making the virtual environment"):
-        make = [sys.executable, "-m", "venv", *([] if with_pip else ["--without-pip"]), str(VENV)]
-        returncode, output = _run_logged(make, log, lock)
-        if returncode == 0 and not with_pip:
-            # Debian without python3-venv: the pip outside puts another one inside.
-            outside = [sys.executable, "-m", "pip", "--python", str(venv_python())]
-            returncode, output = _run_logged([*outside, *PIP_INSTALL, "pip"], log, lock)
-    if returncode != 0:
-        raise SetupError(explain(output))
+        for command in ([sys.executable, "-m", "venv", "--without-pip", str(VENV)], add_pip):
+            returncode, output = _run_logged(command, log, lock)
+            if returncode != 0:
+                raise SetupError(explain(output))
 
 
 def _install(lines_wanted: list[str], put_back: Callable[[], None], log: IO[str], lock: int) -> None:
