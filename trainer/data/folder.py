@@ -12,7 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -422,6 +422,24 @@ def _class_repeats(counts: Sequence[int], goal: int) -> list[int]:
 
 
 def _sources(job: Job, notes: _Notes) -> list[Source]:
+    config = job.config
+    sources = _all_sources(job, notes)
+    caching = config.cache_latents or config.cache_latents_to_disk
+    found = []
+    for source in sources:
+        if source.subset.face_crop_aug_range is not None and (caching or source.rules.enabled):
+            which = "cached latents" if caching else "buckets"
+            notes.add(
+                "warning",
+                f"face_crop_aug_range has no effect on {source.subset.folder.name} with {which}, as in Kohya",
+                source.subset.folder,
+            )
+            source = replace(source, subset=replace(source.subset, face_crop_aug_range=None))
+        found.append(source)
+    return found
+
+
+def _all_sources(job: Job, notes: _Notes) -> list[Source]:
     config = job.config
     if config.dataset_config.strip():
         return read_dataset_config(job, subset_from_job)

@@ -8,17 +8,18 @@ from __future__ import annotations
 import functools
 import io
 import os
+import random
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.data.types import Fit, Size
+from trainer.data.types import Fit, Size, Subset
 from trainer.errors import DatasetError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "PICTURE_EXTENSIONS",
     "Look",
     "crop",
+    "face_crop",
     "fit_pixels",
     "inspect",
     "jitter_colour",
@@ -412,8 +414,9 @@ def _area_whole(pixels_HWC: Pixels, across: int, down: int) -> Pixels:
         for column in range(across):
             total += pixels_HWC[row::down, column::across]
     if across == down == 2:
-        return np.asarray((total + 2) >> 2, dtype=np.uint8)
-    mean = np.rint(total.astype(np.float32) * np.float32(1.0 / (across * down)))
+        halved: Pixels = ((total + 2) >> 2).astype(np.uint8)
+        return halved
+    mean: npt.NDArray[np.float32] = np.rint(total.astype(np.float32) * np.float32(1.0 / (across * down)))
     return mean.astype(np.uint8)
 
 
@@ -486,7 +489,7 @@ def to_tensor_values(pixels_HWC: Pixels) -> npt.NDArray[np.float32]:
     return values
 
 
-def jitter_colour(pixels_HWC: Pixels, random: Any) -> Pixels:
+def jitter_colour(pixels_HWC: Pixels, rng: random.Random) -> Pixels:
     """color_aug: with probability 0.33 either a hue shift of up to 16 degrees or a gamma of 0.95 to 1.05.
 
     As sd-scripts (train_util.py:AugHelper.color_aug): gamma works on values 0 to 255 and darkens or
@@ -494,17 +497,74 @@ def jitter_colour(pixels_HWC: Pixels, random: Any) -> Pixels:
 
     Args:
         pixels_HWC: RGB or RGBA; alpha stays as it is.
-        random: A `random.Random`.
+        rng: The sample's own random generator.
     """
-    if random.random() > 0.33:
+    if rng.random() > 0.33:
         return pixels_HWC
     changed = pixels_HWC.copy()
-    if random.random() > 0.5:
-        shift = random.uniform(-8, 8) / 180 * 256
+    if rng.random() > 0.5:
+        shift = rng.uniform(-8, 8) / 180 * 256
         hsv = np.array(Image.fromarray(np.ascontiguousarray(pixels_HWC[:, :, :3])).convert("HSV"))
         hsv[:, :, 0] = np.rint(hsv[:, :, 0] + shift).astype(np.int16) % 256
         changed[:, :, :3] = np.array(Image.fromarray(hsv, "HSV").convert("RGB"))
     else:
-        gamma = random.uniform(0.95, 1.05)
+        gamma = rng.uniform(0.95, 1.05)
         changed[:, :, :3] = np.clip(pixels_HWC[:, :, :3].astype(np.float32) ** gamma, 0, 255).astype(np.uint8)
     return changed
+
+
+def _face(path: Path) -> tuple[int, int, int, int] | None:
+    """Centre x, y, width and height of the face, from a name that ends in _x_y_w_h."""
+    parts = path.stem.split("_")
+    if len(parts) < 5:
+        return None
+    try:
+        x, y, width, height = map(int, parts[-4:])
+    except ValueError as error:
+        raise DatasetError(
+            f"{path}: with face_crop_aug_range, a name with four or more _ must end in _x_y_width_height of the face"
+        ) from error
+    return (x, y, width, height) if x > 0 and max(width, height) > 0 else None
+
+
+def face_crop(
+    pixels_HWC: Pixels, path: Path, subset: Subset, size: Size, rng: random.Random
+) -> Pixels | None:
+    """Shrink and crop around the face that the file's name gives (sd-scripts: BaseDataset.crop_target).
+
+    The face ends up between 1/high and 1/low of the shorter edge, as far as the picture allows.
+
+    Args:
+        pixels_HWC: The whole picture.
+        path: Its name ends in _x_y_width_height of the face, in pixels, x and y being its centre.
+        subset: face_crop_aug_range (low, high) and random_crop.
+        size: (width, height) to cut out.
+        rng: The sample's own random generator.
+
+    Returns:
+        The crop, or None where the name gives no face or the picture is too small.
+    """
+    face = _face(path)
+    height, width = pixels_HWC.shape[:2]
+    if face is None or subset.face_crop_aug_range is None or width < size[0] or height < size[1]:
+        return None
+    if (width, height) == size:
+        return pixels_HWC
+    low, high = subset.face_crop_aug_range
+    face_size, edge = max(face[2:]), min(size)
+    smallest = min(1.0, max(size[1] / height, size[0] / width, edge / (face_size * high)))
+    largest = min(1.0, max(smallest, edge / (face_size * low)))
+    scale = smallest if smallest >= largest else rng.uniform(smallest, largest)
+    resized = max(size[0], int(width * scale + 0.5)), max(size[1], int(height * scale + 0.5))
+    pixels_HWC = resize(pixels_HWC, resized, subset.resize_interpolation)
+    start: list[int] = []
+    for axis in (1, 0):  # height first, as sd-scripts draws
+        length, target, centre = resized[axis], size[axis], int(face[axis] * scale + 0.5)
+        place = centre - target // 2
+        if subset.random_crop:
+            reach = max(length - centre, centre)
+            place += rng.randint(0, reach) + rng.randint(0, reach) - reach
+        elif low != high and face_size > edge // 10 and face_size >= 40:
+            place += rng.randint(-face_size // 20, face_size // 20)
+        start.append(max(0, min(place, length - target)))
+    return crop(pixels_HWC, size, (start[1], start[0]))
