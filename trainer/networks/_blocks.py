@@ -65,12 +65,14 @@ def _numbers(text: str, field: str) -> list[float]:
         raise ConfigError(f"{field} is {text!r}: expected numbers separated by commas") from error
 
 
-def _weights(text: str | None, field: str, count: int, curves: bool) -> list[float]:
-    """One part's weights: as given, cut or filled with 1 to ``count``; all 1 where nothing is given."""
-    if text is None:
+def _weights(args: Mapping[str, str], field: str, count: int, *, curves: bool) -> list[float]:
+    """One part's weights, cut or filled with 1 to ``count``; all 1 where nothing is given."""
+    if field not in args:
         return [1.0] * count
-    found = _curve(text.strip(), field, count) if curves and "," not in text else _numbers(text, field)
-    return (found + [1.0] * count)[:count]
+    text = args[field].strip()
+    found = _curve(text, field, count) if curves and "," not in text else _numbers(text, field)
+    threshold = _numbers(args.get("block_lr_zero_threshold", "0"), "block_lr_zero_threshold")[0]
+    return [weight if weight > threshold else 0.0 for weight in (found + [1.0] * count)[:count]]
 
 
 def lr_weights(args: Mapping[str, str], counts: BlockCounts) -> list[float] | None:
@@ -87,22 +89,13 @@ def lr_weights(args: Mapping[str, str], counts: BlockCounts) -> list[float] | No
     if not any(f"{part}_lr_weight" in args for part in ("down", "mid", "up")):
         return None
     before, down, mid, up, after = counts
-    threshold = _numbers(args.get("block_lr_zero_threshold", "0"), "block_lr_zero_threshold")[0]
-    weights = [
-        *_weights(args.get("down_lr_weight"), "down_lr_weight", down, curves=True),
-        *_weights(args.get("mid_lr_weight"), "mid_lr_weight", mid, curves=False),
-        *_weights(args.get("up_lr_weight"), "up_lr_weight", up, curves=True),
+    return [
+        *[1.0] * before,
+        *_weights(args, "down_lr_weight", down, curves=True),
+        *_weights(args, "mid_lr_weight", mid, curves=False),
+        *_weights(args, "up_lr_weight", up, curves=True),
+        *[1.0] * after,
     ]
-    # The threshold holds only for the parts that were given, but 1 is above any that makes sense.
-    given = [
-        *["down_lr_weight" in args] * down,
-        *["mid_lr_weight" in args] * mid,
-        *["up_lr_weight" in args] * up,
-    ]
-    kept = [
-        0.0 if there and weight <= threshold else weight for weight, there in zip(weights, given, strict=True)
-    ]
-    return [1.0] * before + kept + [1.0] * after
 
 
 def _list(args: Mapping[str, str], field: str, count: int, default: float) -> list[float]:

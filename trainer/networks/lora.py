@@ -80,6 +80,7 @@ class LoraLayer(nn.Module):
         self.lora_up = nn.Parameter(torch.zeros(up_shape))
         nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5), generator=generator)
         self.base_forward: Callable[[Tensor], Tensor] | None = None
+        self.was_patched = False
 
     @property
     def scale(self) -> float:
@@ -88,21 +89,22 @@ class LoraLayer(nn.Module):
 
     def attach(self) -> None:
         """Take the place of the layer's forward pass."""
-        (target,) = self.target
+        module = self.target[0].module
         if self.base_forward is None:
-            target.module.requires_grad_(False)
-            self.base_forward = target.module.forward
-            target.module.forward = self.forward  # type: ignore[method-assign, assignment]
+            module.requires_grad_(False)
+            self.was_patched = "forward" in vars(module)
+            self.base_forward = module.forward
+            # On the instance, not as a wrapping module: names, moves and state dicts stay the model's own.
+            module.forward = self.forward  # type: ignore[method-assign, assignment]
 
     def detach(self) -> None:
         """Give the layer its own forward pass back."""
-        (target,) = self.target
+        module = self.target[0].module
         if self.base_forward is not None:
-            # The instance attribute hides the class's method, or a forward that was patched before.
-            if getattr(self.base_forward, "__func__", None) is type(target.module).forward:
-                del target.module.forward
+            if self.was_patched:
+                module.forward = self.base_forward  # type: ignore[method-assign, assignment]
             else:
-                target.module.forward = self.base_forward  # type: ignore[method-assign, assignment]
+                del module.forward
             self.base_forward = None
 
     def forward(self, x: Tensor) -> Tensor:
