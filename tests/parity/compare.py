@@ -5,7 +5,8 @@
 Losses have to agree to 1e-5 relative at every step and trained tensors to 1e-4; keys, shapes, dtypes
 and metadata keys have to be the same. ``--encode`` also runs our VAE and compares pixels and
 latents (slow); training uses the recorded latents in any case. ``--objective`` compares only noising
-and loss, with the recorded predictions, and loads no model. Ends with 1 if a target is missed.
+and loss, with the recorded predictions, and loads no model; ``--forward`` compares besides only the
+first step's text states and prediction. Ends with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -113,6 +114,25 @@ def compare_objective(record: Record, job: Job, findings: Findings) -> None:
         worst_loss = max(worst_loss, relative(float(loss), step["loss"]))
     findings.add("noised latents, worst step", f"{worst_noisy:.1e}", worst_noisy < 1e-6)
     findings.add("loss of recorded predictions, worst", f"{worst_loss:.1e}", worst_loss < 2e-6)
+
+
+def compare_forward(record: Record, job: Job, findings: Findings) -> None:
+    """Text encoder and UNet with the starting LoRA, on the inputs of the first micro-step."""
+    from trainer import runner
+
+    family = runner.FAMILIES.get(job.family).load(job, torch.device("cpu"), torch.float32, print)
+    network = runner.NETWORKS.get("lora").create(family, job, ReplayDraws(job.seed, record, []), print)
+    network.attach()
+    network.to(torch.device("cpu"), torch.float32)
+    network.train(True)
+    with torch.no_grad():
+        text = family.encode_prompts(record.micro_steps[0]["captions"])
+        error = tensor_error(text.states_BTD, record.drawn(0, "context"))
+        findings.add("text states, first step", f"{error:.1e}", error < 1e-5)
+        timesteps_B = torch.tensor(record.micro_steps[0]["timesteps"])
+        ours = family.predict(record.drawn(0, "noisy_latents"), timesteps_B, text, None)
+    error = tensor_error(ours, record.drawn(0, "prediction"))
+    findings.add("prediction, first step", f"{error:.1e}", error < 1e-5)
 
 
 class KnownLatents:
@@ -280,6 +300,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="keep what our trainer writes here")
     parser.add_argument("--encode", action="store_true")
     parser.add_argument("--objective", action="store_true")
+    parser.add_argument("--forward", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="change our JSON only")
     args = parser.parse_args()
@@ -297,7 +318,9 @@ def main() -> int:
         out = (args.out / record.folder.name) if args.out else Path(scratch)
         job = job_of(record, out, changes)
         compare_objective(record, job, findings)
-        if not args.objective:
+        if args.forward:
+            compare_forward(record, job, findings)
+        elif not args.objective:
             siblings = sorted(path.parent for path in record.folder.parent.glob("*/record.safetensors"))
             others = [record if path == record.folder else Record.load(path) for path in siblings]
             train(record, others, job, args.encode, findings)
