@@ -135,7 +135,9 @@ def _parse(source: Path | Source, name: str = "the preset") -> tuple[dict[str, A
     raw, repeated, notes = parse_object(source, name)
     report = [Finding("converted", "", None, None, f"the file is not plain JSON: {note}") for note in notes]
     report += [
-        Finding("converted", key, None, raw[key], f"{key} stands in the file twice; the last value counts")
+        Finding(
+            "converted", key, None, raw[key], f"{shown(key)} stands in the file twice; the last value counts"
+        )
         for key in repeated
     ]
     return raw, report
@@ -224,16 +226,15 @@ class _Reader:
 
     def _keep(self, key: str, value: Any) -> None:
         valid = key.encode("utf-8", "replace").decode("utf-8")
+        name = valid if valid.isprintable() and 0 < len(valid) <= 80 else shown(valid)
         self.extras[valid] = value
         if valid != key:
-            self._say(
-                "converted", valid, None, value, f"{valid}: half of a character in the key was replaced"
-            )
+            self._say("converted", valid, None, value, f"{name}: half of a character in the key was replaced")
         if key in REMOVED or key in RENAMED_FOR_FAMILY:
             why = REMOVED.get(key, "is an option of another family or of whole models")
-            self._say("unsupported", key, value, None, f"{key} {why}; it has no effect and is kept")
+            self._say("unsupported", key, value, None, f"{name} {why}; it has no effect and is kept")
         elif key not in TOLERATED:
-            self._say("unknown", valid, value, value, f"{valid} is not known; it has no effect and is kept")
+            self._say("unknown", valid, value, value, f"{name} is not known; it has no effect and is kept")
 
     def _value(self, key: str, value: Any, fallback: KohyaConfig | None) -> Any:
         setting = KohyaConfig.setting(key)
@@ -247,7 +248,9 @@ class _Reader:
             text = f"{key} cannot be {shown(found)}: {error}; {shown(used)} is used"
             self._say("invalid", key, found, used, text)
             return used
-        if note and not setting.ui.secret:
+        if note and not used and setting.ui.secret:
+            self._say("converted", key, found, used, f"{key} was empty in another way")
+        elif note and not setting.ui.secret:
             self._say("converted", key, value, used, f"{key}: {shown(value)} became {shown(used)} ({note})")
         if isinstance(used, str) and without_secrets(key, used) != used:
             used = without_secrets(key, used)
@@ -312,7 +315,9 @@ def _remarks(config: KohyaConfig) -> list[Finding]:
             ui.lora_types and config.LoRA_type not in ui.lora_types
         ):
             continue
-        untrained = ui.trained_choices is not None and value not in ui.trained_choices
+        if ui.trained_choices is not None and value in ui.trained_choices:
+            continue
+        untrained = ui.trained_choices is not None
         if ui.effect == "none" or name in FAMILY_SWITCHES or untrained:
             state = "has no effect here" if ui.effect == "none" else "is not trained"
             text = f"{name} {shown(value)} {state}. {ui.reason}"

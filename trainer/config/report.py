@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -57,9 +58,9 @@ class Loaded:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: as in JSON, cut where it is long."""
+    """A value as a message shows it: as in JSON, in one line, cut where it is long."""
     if isinstance(value, str):
-        text = f'"{value}"'
+        text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
     elif isinstance(value, bool) or value is None:
         text = {True: "true", False: "false", None: "null"}[value]
     elif isinstance(value, dict):
