@@ -152,7 +152,7 @@ def _install(lines_wanted: list[str], put_back: Callable[[], None], log: IO[str]
             note = phases.enter_context(_phase("fetching packages"))
             for line in lines:
                 output.append(line)
-                if line.startswith("Collecting "):
+                if line.startswith(("Collecting ", "Processing ")):
                     fetched += 1
                     note(f"{fetched}")
                 elif line.startswith("Installing collected packages:"):
