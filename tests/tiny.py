@@ -3,8 +3,9 @@
 The UNet has SD 1.5's 192 (with conv 278) target layers at widths 32 to 96; the text encoder has three
 layers of width 32 behind CLIP's real vocabulary; the VAE has factor 8.
 
-    folder = tiny.sd15_folder(tmp_path / "model")   # diffusers layout
+    folder = tiny.sd15_folder(tmp_path / "model")  # diffusers layout
     file = tiny.sd15_file(tmp_path / "model.safetensors")  # LDM single file, the same weights
+    job = tiny.job(file, tmp_path, clip_skip=2)
 """
 
 from __future__ import annotations
@@ -20,11 +21,26 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.config import KohyaConfig
 from trainer.files import REPOSITORY
+from trainer.job import Job
 
-__all__ = ["ldm_tensors", "models", "sd2_file", "sd2_folder", "sd15_ckpt", "sd15_file", "sd15_folder"]
+__all__ = ["job", "ldm_tensors", "models", "sd2_file", "sd2_folder", "sd15_ckpt", "sd15_file", "sd15_folder"]
 
 BYTE_PAIRS = REPOSITORY / "assets" / "models" / "clip" / "bpe_simple_vocab_16e6.txt.gz"
+
+
+def job(model: Path, folder: Path, **values: Any) -> Job:
+    """A job on ``model`` with its folders under ``folder``; ``values`` are fields of KohyaConfig."""
+    fields = {
+        "pretrained_model_name_or_path": str(model),
+        "train_data_dir": str(folder / "img"),
+        "output_dir": str(folder / "out"),
+        "output_name": "tiny",
+        "mixed_precision": "no",
+        "seed": 1,
+    }
+    return Job.from_config(KohyaConfig(**fields | values), base=folder)
 
 
 @functools.cache

@@ -78,6 +78,7 @@ class Family(ABC):
     dtype: torch.dtype
     """dtype of the frozen weights."""
     unet: nn.Module
+    vae: nn.Module
     text_encoders: dict[Part, nn.Module]
 
     @classmethod
@@ -121,6 +122,13 @@ class Family(ABC):
             prompts: Processed captions or sample prompts.
             weighted: Read (word:1.2) emphasis, as samples and weighted_captions do.
         """
+
+    def encode_sample_prompts(self, prompts: Sequence[str]) -> Text:
+        """Text conditioning for sample pictures; prompts may be longer than captions."""
+        return self.encode_prompts(prompts, weighted=True)
+
+    def freeze_text(self) -> None:  # noqa: B027
+        """The text encoders change no more: what they give for a caption may be kept from now on."""
 
     @abstractmethod
     def predict(self, noisy_BCHW: Tensor, timesteps_B: Tensor, text: Text, batch: Batch | None) -> Tensor:

@@ -78,6 +78,8 @@ class _Source:
 class StableDiffusion(Family):
     """SD 1.x or 2.x, loaded."""
 
+    vae: Any
+
     name: ClassVar[str] = "sd"
     latent_channels: ClassVar[int] = 4
     latent_factor: ClassVar[int] = 8
@@ -101,7 +103,7 @@ class StableDiffusion(Family):
         keep_text: bool,
     ) -> None:
         self.unet = unet
-        self.vae: Any = vae
+        self.vae = vae
         self.text_encoders = {"te1": text_encoder}
         self.tokens = tokens
         self.device = device
@@ -213,9 +215,10 @@ class StableDiffusion(Family):
             states_BNLD = (weighted * scale[:, None, None, None]).to(states_BNLD.dtype)
         return Text(states_BNLD.flatten(1, 2).to(self.device))
 
-    def forget_text(self) -> None:
-        """Drop kept text states, after the text encoder changed."""
+    def freeze_text(self) -> None:
+        """Keep text states from now on, of the text encoder as it is now."""
         self._kept.clear()
+        self.keep_text = True
 
     def _keep(self, prompts: Sequence[str], weighted: bool) -> list[Tensor]:
         missing = [prompt for prompt in dict.fromkeys(prompts) if (prompt, weighted) not in self._kept]
@@ -256,7 +259,7 @@ class StableDiffusion(Family):
         for layer in layers[: len(layers) - self.clip_skip + 1]:
             states = layer(states, None, is_causal=True)
         states = encoder.final_layer_norm(states)
-        return states.unflatten(0, ids_BNL.shape[:2])
+        return states.reshape(*ids_BNL.shape, -1)
 
     # --- denoising ------------------------------------------------------------------------------
 
