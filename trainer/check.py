@@ -9,8 +9,8 @@ from typing import Any
 from trainer import devices, optimizers, plugins, schedules
 from trainer.config import Finding, KohyaConfig, ui_of
 from trainer.data import folder
-from trainer.data.types import Dataset
-from trainer.errors import TrainerError
+from trainer.data.types import Dataset, Size
+from trainer.errors import ConfigError, TrainerError
 from trainer.job import Job
 from trainer.plan import Plan
 
@@ -59,6 +59,7 @@ def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) ->
             act()
         except TrainerError as error:
             errors.append(str(error))
+    dataset: Dataset | None = None
     try:
         dataset = folder.scan(job)
         found |= _dataset(dataset)
@@ -75,7 +76,7 @@ def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) ->
     except TrainerError as error:
         errors.append(str(error))
     try:
-        found |= _model(job)
+        found |= _model(job, max(dataset.buckets, key=lambda size: size[0] * size[1]) if dataset else None)
     except TrainerError as error:
         errors.append(str(error))
     return found
@@ -108,13 +109,15 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _model(job: Job) -> dict[str, Any]:
+def _model(job: Job, bucket: Size | None) -> dict[str, Any]:
     """Parameters and memory, from a model without weights."""
     from trainer.estimate import estimate
 
     if job.family not in plugins.Folder("trainer.families").names():
-        return {}
-    return estimate(job)
+        raise ConfigError(
+            f"this version does not train {job.family} models: choose an SD 1.x or 2.x base model"
+        )
+    return estimate(job, bucket)
 
 
 def lines(found: dict[str, Any]) -> Iterable[str]:

@@ -1,15 +1,14 @@
 """From a job to a finished LoRA: preparation, the loop, and one sentence for whatever goes wrong.
 
-`run` does it in the calling thread (the shell); `Runner` on a worker thread (the page).
+`run` does it in the calling thread; `trainer.worker` puts it on a thread of its own.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from trainer import config as configuration
-from trainer import devices, metadata, optimizers, plugins, prompts, schedules, states
+from trainer import devices, metadata, networks, optimizers, plugins, prompts, schedules, states
 from trainer.controls import Controls
 from trainer.data import cache as caches
 from trainer.data import folder
@@ -40,10 +39,9 @@ from trainer.objectives import ddpm
 from trainer.plan import Plan
 from trainer.progress import Scalars
 
-__all__ = ["Runner", "run"]
+__all__ = ["prepare", "run"]
 
 FAMILIES = plugins.Folder("trainer.families")
-NETWORKS = plugins.Folder("trainer.networks")
 
 
 def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Draws | None = None) -> Outcome:
@@ -124,7 +122,9 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         )
     device = devices.choose()
     devices.check_precision(config.mixed_precision, device)
+    plugin = networks.plugin_for(job)
     optimizers.check(job, device)
+    ddpm.check(job)
     job.output_dir.mkdir(parents=True, exist_ok=True)
     states.sweep(job.output_dir)
     say(f"device: {devices.describe(device)}; precision: {config.mixed_precision}")
@@ -157,8 +157,8 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         family.move(["vae"], torch.device("cpu"))
 
     for file, multiplier in _base_weights(job):
-        _network_plugin(job).merge(family, file, multiplier, say)
-    network = _network_plugin(job).create(family, job, draws, say)
+        plugin.merge(family, file, multiplier, say)
+    network = plugin.create(family, job, draws, say)
     network.attach()
     full = (
         {"fp16": torch.float16, "bf16": torch.bfloat16}[config.mixed_precision]
@@ -225,17 +225,6 @@ def _accelerator(mixed_precision: str, device: torch.device) -> Accelerator:
     # accelerate keeps the first run's precision in a process-wide state.
     AcceleratorState._reset_state(False)
     return Accelerator(mixed_precision=mixed_precision, cpu=device.type == "cpu")
-
-
-def _network_plugin(job: Job) -> type:
-    for name in NETWORKS.names():
-        plugin = NETWORKS.get(name)
-        if job.config.LoRA_type in plugin.kohya_types:
-            return plugin
-    known = sorted(kind for name in NETWORKS.names() for kind in NETWORKS.get(name).kohya_types)
-    raise ConfigError(
-        f"LoRA_type {job.config.LoRA_type!r} is not trained by this version: choose {' or '.join(known)}"
-    )
 
 
 def _base_weights(job: Job) -> list[tuple[Path, float]]:
@@ -324,51 +313,3 @@ def _restore(current: Run, resumed: states.State, say: Callable[[str], None]) ->
     current.micro = position.step // plan.updates_per_epoch * plan.batches_per_epoch + in_epoch
     current.losses = position.losses
     say(f"resumed at step {position.step} of {plan.max_train_steps}")
-
-
-@dataclass
-class Runner:
-    """Runs one job at a time on a worker thread; any number of pages follow `events`."""
-
-    events: EventLog = field(default_factory=EventLog)
-    controls: Controls = field(default_factory=Controls)
-    job: Job | None = None
-    _thread: threading.Thread | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def running(self) -> bool:
-        """Whether a run is going on."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def start(self, job: Job) -> None:
-        """Start ``job`` on the worker thread.
-
-        Raises:
-            ConfigError: A run is going on already.
-        """
-        with self._lock:
-            if self.running:
-                raise ConfigError("a run is going on: stop it first, or wait until it has finished")
-            self.job, self.events, self.controls = job, EventLog(), Controls()
-            self._thread = threading.Thread(
-                target=self._work, args=(job, self.events, self.controls), name="trainer", daemon=True
-            )
-            self._thread.start()
-
-    @staticmethod
-    def _work(job: Job, events: EventLog, controls: Controls) -> None:
-        try:
-            run(job, events, controls)
-        except BaseException:  # noqa: BLE001 - the run has said it as JobFailed; the page lives on
-            return
-
-    def stop(self) -> None:
-        """Ask the run to finish its step, save and end."""
-        self.controls.stop.set()
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the run to end; True once it has."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-        return not self.running
