@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tests.networks.fake import family, job
+from tests.networks.small import family, full_size, job
 from trainer.draws import Draws
 from trainer.errors import ConfigError, ModelFileError
 from trainer.families._base import Family, Target
@@ -304,7 +305,7 @@ def predict(model: Family) -> Tensor:
     dtype = next(model.unet.parameters()).dtype
     torch.manual_seed(3)
     x = torch.randn(2, 4, 8, 8, dtype=dtype)
-    tokens = torch.arange(2 * 77).view(2, 77) % 90
+    tokens = torch.arange(2 * 77).view(2, 77)
     text = model.text_encoders["te1"](tokens).last_hidden_state
     return cast(Tensor, model.unet(x, torch.tensor([10, 700]), text).sample)
 
@@ -470,14 +471,14 @@ def test_freezing_the_text_encoder_keeps_it_working(tiny: Family) -> None:
     assert torch.equal(out, before)
     for layer in network.layers:
         assert (layer.lora_up.grad is None) == (layer.target[0].part == "te1")
-    assert len([key for key in network.state_dict() if key.startswith("lora_te_")]) == 36
+    assert len([key for key in network.state_dict() if key.startswith("lora_te_")]) == 54
 
 
 def test_state_dict_has_kohyas_tensors(tiny: Family) -> None:
     tensors = create(tiny, network_alpha=3).state_dict()
     name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-    assert tensors[f"{name}.lora_down.weight"].shape == (4, 64)
-    assert tensors[f"{name}.lora_up.weight"].shape == (64, 4)
+    assert tensors[f"{name}.lora_down.weight"].shape == (4, 96)
+    assert tensors[f"{name}.lora_up.weight"].shape == (96, 4)
     assert tensors[f"{name}.alpha"].shape == ()
     # Kohya keeps the number type of the JSON where save_precision does not say otherwise.
     assert tensors[f"{name}.alpha"].dtype == torch.int64
@@ -505,6 +506,53 @@ def test_load_state_dict_names_what_is_left_over_and_missing(tiny: Family) -> No
         "lora_unet_elsewhere.alpha is in the file and not in the network",
         f"{gone} is in the network and not in the file",
     ]
+
+
+# --- the same modules as sd-scripts ------------------------------------------------------------
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "parity" / "golden" / "lora_keys.json").read_text("utf-8"))
+"""Names and shapes of sd-scripts' own network on the full-size models."""
+
+
+def listed(*names: str) -> dict[str, str]:
+    """Module -> shapes of down and up."""
+    return {
+        module: shapes for name in names for shapes, modules in GOLDEN[name].items() for module in modules
+    }
+
+
+def modules_of(network: LoraNetwork) -> dict[str, str]:
+    tensors = network.state_dict()
+
+    def shape(key: str) -> str:
+        return "x".join(map(str, tensors[key].shape))
+
+    names = dict.fromkeys(key.partition(".")[0] for key in tensors)
+    return {n: f"{shape(f'{n}.lora_down.weight')} {shape(f'{n}.lora_up.weight')}" for n in names}
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "golden", "unet", "text"),
+    [
+        (1, "Standard", ["sd15"], 192, 72),
+        (1, "Kohya LoCon", ["sd15", "sd15_locon"], 278, 72),
+        (2, "Standard", ["sd2"], 192, 138),
+    ],
+)
+def test_modules_of_the_full_size_models(
+    version: Literal[1, 2], kind: str, golden: list[str], unet: int, text: int
+) -> None:
+    network = create(
+        full_size(version), LoRA_type=kind, network_dim=16, network_alpha=8, conv_dim=8, conv_alpha=1
+    )
+    found = modules_of(network)
+    assert found == listed(*golden)
+    for shapes, modules in GOLDEN[golden[-1]].items():  # in the same order, on which optimizer states rest
+        there = set(modules)
+        assert [name for name in found if name in there] == modules, shapes
+    parts = [layer.target[0].part for layer in network.layers]
+    assert (parts.count("unet"), parts.count("te1")) == (unet, text)
+    assert len(network.state_dict()) == 3 * (unet + text)
 
 
 # --- starting from a file ---------------------------------------------------------------------
