@@ -81,7 +81,6 @@ def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Dra
         raise
     finally:
         if current is not None:
-            current.loader.close()
             current.scalars.close()
             current.network.detach()
         current = None
