@@ -105,8 +105,8 @@ class Schedule:
         if self._scheduler is not None:
             if "last_epoch" not in state:
                 raise KeyError("last_epoch")
-            known = vars(self._scheduler)
-            known.update({name: value for name, value in state.items() if name in known and _is_plain(value)})
+            mine = self.state_dict()
+            vars(self._scheduler).update({name: value for name, value in state.items() if name in mine})
         elif self._own_rates is not None and len(state.get("_last_lr", ())) == len(self._own_rates):
             self._own_rates = [float(rate) for rate in state["_last_lr"]]
 
