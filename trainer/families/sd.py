@@ -78,6 +78,8 @@ class _Source:
 class StableDiffusion(Family):
     """SD 1.x or 2.x, loaded."""
 
+    # diffusers' own attributes are used
+    unet: Any
     vae: Any
 
     name: ClassVar[str] = "sd"
@@ -90,7 +92,7 @@ class StableDiffusion(Family):
     def __init__(
         self,
         *,
-        unet: nn.Module,
+        unet: Any,
         vae: Any,
         text_encoder: nn.Module,
         tokens: ClipTokens,
@@ -317,9 +319,8 @@ class StableDiffusion(Family):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations; both models go to train mode, which has no dropout to switch on."""
-        unet: Any = self.unet
-        unet.enable_gradient_checkpointing()
-        unet.train()
+        self.unet.enable_gradient_checkpointing()
+        self.unet.train()
         for encoder in self.text_encoders.values():
             checkpointed: Any = encoder
             checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
