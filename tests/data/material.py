@@ -21,6 +21,7 @@ def job(data: Path | str, **fields: Any) -> Job:
         "max_resolution": "64,64",
         "min_bucket_reso": 64,
         "max_bucket_reso": 128,
+        "bucket_no_upscale": False,
         "seed": 1,
     }
     return Job.from_config(KohyaConfig(**{**values, **fields}), base=Path(data) if data else None)

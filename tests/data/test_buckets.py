@@ -151,9 +151,17 @@ def test_no_upscale_keeps_a_small_picture_and_shrinks_a_large_one() -> None:
     assert free.fit((2000, 100)).bucket == (1984, 64)
 
 
-@pytest.mark.parametrize("size", [(40, 400), (400, 63), (1, 1), (60000, 65)])
-def test_picture_below_one_step_is_refused_without_upscaling(size: Size) -> None:
-    with pytest.raises(DatasetError, match="too few"):
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [
+        ((40, 400), "too few"),
+        ((400, 63), "too few"),
+        ((1, 1), "too few"),
+        ((60000, 65), "narrower than a bucket step"),
+    ],
+)
+def test_picture_below_one_step_is_refused_without_upscaling(size: Size, says: str) -> None:
+    with pytest.raises(DatasetError, match=says):
         rules(no_upscale=True).fit(size)
 
 

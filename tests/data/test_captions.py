@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,12 @@ PLAIN = Subset(folder=Path("10_cat"), repeats=1, class_tokens="cat")
 def run(
     caption: str, seed: int = 0, *, epoch: int = 1, step: int = 0, max_steps: int = 100, **rules: object
 ) -> str:
-    subset = replace(PLAIN, **rules)  # type: ignore[arg-type]
+    subset = replace(PLAIN, **rules)
     return process(caption, subset, random.Random(seed), epoch=epoch, step=step, max_steps=max_steps)
 
 
-def many(caption: str, count: int = 400, **values: object) -> Counter[str]:
-    return Counter(run(caption, seed, **values) for seed in range(count))  # type: ignore[arg-type]
+def many(caption: str, count: int = 400, **values: Any) -> Counter[str]:
+    return Counter(run(caption, seed, **values) for seed in range(count))
 
 
 def test_untouched_without_rules() -> None:
@@ -51,7 +52,7 @@ def test_empty_tags_stay_without_a_keep_separator() -> None:
 
 
 def test_keep_tokens_separator() -> None:
-    rules = {"shuffle_caption": True, "keep_tokens_separator": "|||"}
+    rules: dict[str, Any] = {"shuffle_caption": True, "keep_tokens_separator": "|||"}
     for text in many("s, t,|||a,,b|||u,,v", **rules):
         tags = text.split(", ")
         assert tags[:2] == ["s", "t"]
@@ -114,17 +115,21 @@ def test_wildcards() -> None:
     ],
 )
 def test_token_warmup(step: int, expected: str) -> None:
-    rules = {"keep_tokens": 1, "token_warmup_min": 1, "token_warmup_step": 100.0}
-    assert run("k, a, b, c, d", step=step, **rules) == expected  # type: ignore[arg-type]
+    rules: dict[str, Any] = {"keep_tokens": 1, "token_warmup_min": 1, "token_warmup_step": 100.0}
+    assert run("k, a, b, c, d", step=step, **rules) == expected
     # A share of the run: half of 200 steps.
     rules["token_warmup_step"] = 0.5
-    assert run("k, a, b, c, d", step=step, max_steps=200, **rules) == expected  # type: ignore[arg-type]
+    assert run("k, a, b, c, d", step=step, max_steps=200, **rules) == expected
 
 
 def test_the_same_generator_gives_the_same_text() -> None:
-    rules = {"shuffle_caption": True, "caption_tag_dropout_rate": 0.3, "enable_wildcard": True}
-    assert run("{a|b|c}, d, e, f, g", 7, **rules) == run("{a|b|c}, d, e, f, g", 7, **rules)  # type: ignore[arg-type]
-    assert varies(replace(PLAIN, **rules))  # type: ignore[arg-type]
+    rules: dict[str, Any] = {
+        "shuffle_caption": True,
+        "caption_tag_dropout_rate": 0.3,
+        "enable_wildcard": True,
+    }
+    assert run("{a|b|c}, d, e, f, g", 7, **rules) == run("{a|b|c}, d, e, f, g", 7, **rules)
+    assert varies(replace(PLAIN, **rules))
     assert not varies(replace(PLAIN, caption_prefix="x", secondary_separator=";"))
 
 

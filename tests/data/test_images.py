@@ -6,6 +6,7 @@ import random
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +23,12 @@ GOLDEN = Path(__file__).parent / "golden" / "opencv_resize.npz"
 """OpenCV 4.10's own results on random pictures (opencv-python-headless, x86-64)."""
 
 
-def encoded(format_: str, size: tuple[int, int] = (40, 24), mode: str = "RGB", **save: object) -> bytes:
+def encoded(format_: str, size: tuple[int, int] = (40, 24), mode: str = "RGB", **save: Any) -> bytes:
     rng = np.random.default_rng(3)
     channels = {"RGB": 3, "RGBA": 4}[mode]
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], channels), dtype=np.uint8), mode)
     buffer = io.BytesIO()
-    image.save(buffer, format_, **save)  # type: ignore[arg-type]
+    image.save(buffer, format_, **save)
     return buffer.getvalue()
 
 
@@ -41,7 +42,7 @@ def with_orientation(orientation: int) -> Image.Exif:
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
 def test_orientation_is_honoured_as_pillow_does(tmp_path: Path, format_: str, orientation: int) -> None:
     path = tmp_path / f"a.{format_.lower()}"
-    quality = {} if format_ in ("PNG", "TIFF") else {"quality": 95}
+    quality: dict[str, Any] = {} if format_ in ("PNG", "TIFF") else {"quality": 95}
     path.write_bytes(encoded(format_, exif=with_orientation(orientation), **quality))
     with Image.open(path) as image:
         image.load()
@@ -66,7 +67,7 @@ def test_png_with_orientation_behind_its_pixels(tmp_path: Path) -> None:
     assert images.read_rgb(path).shape == (40, 24, 3)
 
 
-@pytest.mark.filterwarnings("default")  # Pillow warns of it
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of it
 def test_damaged_exif_does_not_cost_the_picture(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(encoded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage"))
@@ -223,7 +224,7 @@ def test_truncated_files_are_found_without_decoding_them_in_full(tmp_path: Path,
     keep=st.one_of(st.just(1.0), st.floats(0, 1)),
     insert=st.one_of(st.just(b""), st.binary(max_size=40)),
 )
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 def test_damaged_bytes_give_a_picture_or_one_sentence(
     tmp_path: Path, format_: str, flips: list[tuple[float, int]], keep: float, insert: bytes
 ) -> None:
@@ -286,7 +287,8 @@ def area_reference(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return found
 
     down, across = weights(pixels.shape[0], size[1]), weights(pixels.shape[1], size[0])
-    return np.einsum("ab,bcd,ec->aed", down, pixels.astype(np.float64), across)
+    mean: np.ndarray = np.einsum("ab,bcd,ec->aed", down, pixels.astype(np.float64), across)
+    return mean
 
 
 @pytest.mark.parametrize(

@@ -184,9 +184,15 @@ class BucketRules:
             resized = self._shrunk(width / height, area)
         bucket = (resized[0] - resized[0] % self.step, resized[1] - resized[1] % self.step)
         if not all(bucket):
+            if width * height <= area:
+                raise DatasetError(
+                    f"{width} x {height} pixels are too few for a bucket step of {self.step}: "
+                    "use a larger picture, or switch bucket_no_upscale off"
+                )
             raise DatasetError(
-                f"{width} x {height} pixels are too few for a bucket step of {self.step}: "
-                "use a larger picture, or switch bucket_no_upscale off"
+                f"{width} x {height} pixels, shrunk to the area of max_resolution {self.resolution[0]},"
+                f"{self.resolution[1]}, are narrower than a bucket step of {self.step}: "
+                "raise the resolution, or switch bucket_no_upscale off"
             )
         return Fit(bucket, resized)
 

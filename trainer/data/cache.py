@@ -130,7 +130,7 @@ class _File:
             check: What the latents must have been made from; None takes any of the right shape.
         """
         try:
-            with np.load(self.path) as arrays:
+            with self.path.open("rb") as handle, np.load(handle) as arrays:
                 return self._entry(arrays, check)
         except Exception:  # noqa: BLE001 - a damaged file raises anything from zip, zlib and numpy: it is made anew
             return None
@@ -142,10 +142,10 @@ class _File:
         if any(name + self.ending not in arrays for name in names):
             return None
         found = {name: arrays[name + self.ending] for name in names}
-        if check is not None and (
-            KEY + self.ending not in arrays or str(arrays[KEY + self.ending]) != _signed(check, found)
-        ):
-            return None
+        if check is not None:
+            signed = set(str(arrays[KEY + self.ending]).split(";")) if KEY + self.ending in arrays else set()
+            if not signed.issuperset(_signed(check, found)):
+                return None
         tensors = {name: torch.from_numpy(value.astype(np.float32)) for name, value in found.items()}
         for name, tensor in tensors.items():
             shape = self.bucket[::-1] if name == "alpha_mask" else self.shape
@@ -172,25 +172,25 @@ class _File:
         arrays |= {name + self.ending: value for name, value in found.items()}
         arrays["original_size" + self.ending] = np.array(size)
         arrays["crop_ltrb" + self.ending] = np.array(crop_ltrb(self.bucket, size))
-        arrays[KEY + self.ending] = np.array(_signed(key, found))
+        arrays[KEY + self.ending] = np.array(";".join(_signed(key, found)))
         with atomic_path(self.path) as temporary, temporary.open("wb") as handle:
             np.savez(handle, **arrays)  # type: ignore[arg-type]
 
 
 def _all_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as handle, np.load(handle) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception:  # noqa: BLE001 - a damaged file raises anything from zip, zlib and numpy: nothing to keep
         return {}
 
 
-def _signed(key: str, arrays: Arrays) -> str:
-    """The key and a hash of the values: another program that replaces the values leaves the key behind."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name], dtype="<f4").tobytes())
-    return f"{key}:{digest.hexdigest()}"
+def _signed(key: str, arrays: Arrays) -> list[str]:
+    """The key and a hash of each array: a program that replaces arrays leaves their old hashes behind."""
+    return [key] + [
+        f"{name}={hashlib.sha256(np.ascontiguousarray(values, dtype='<f4').tobytes()).hexdigest()}"
+        for name, values in arrays.items()
+    ]
 
 
 def file_names(pictures: Sequence[Picture], wanted: Iterable[int], suffix: str) -> dict[int, Path]:

@@ -603,6 +603,6 @@ def _note_sizes(pictures: Sequence[Picture], fits: Sequence[Fit], notes: _Notes)
     if cut:
         notes.add(
             "warning",
-            f"{_count(len(cut))} lose more than a fifth of their area to cropping: {_some(cut)}",
+            f"cropping cuts more than a fifth off {_count(len(cut))}: {_some(cut)}",
             cut[0],
         )

@@ -74,8 +74,10 @@ INTERPOLATIONS = (
 )
 """Values of resize_interpolation (sd-scripts, utils.py:validate_interpolation_fn)."""
 
-# Pictures between Pillow's warning and its refusal are read: MAX_PIXELS is the limit here.
+# Pictures between Pillow's warning and its refusal are read: MAX_PIXELS is the limit here. What Pillow
+# says of odd metadata is no reason to alarm a person; damage that matters raises.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 @dataclass(frozen=True)
