@@ -1,0 +1,263 @@
+"""What every page shows of a run, worked out once from its events."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image
+
+from trainer.events import (
+    CheckpointRemoved,
+    CheckpointSaved,
+    EpochStarted,
+    Event,
+    EventLog,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+    LogLine,
+    MemorySampled,
+    PhaseStarted,
+    Progress,
+    SampleReady,
+    StepDone,
+)
+from trainer.files import atomic_path
+
+__all__ = ["Point", "RunView", "Sample"]
+
+LOG_LINES = 500
+CHART_POINTS = 400
+THUMBNAIL_PX = 256
+
+
+@dataclass(frozen=True)
+class Point:
+    """One step on the loss chart."""
+
+    step: int
+    loss: float
+    avr_loss: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample picture and its thumbnail."""
+
+    event: SampleReady
+    thumbnail: Path
+
+
+@dataclass
+class RunView:
+    """The picture of one run, brought up to date by whichever page asks first.
+
+    Args:
+        log: The run's events.
+        thumbnails: Folder for thumbnails, which may be served.
+    """
+
+    log: EventLog
+    thumbnails: Path
+    version: int = 0
+    """Grows with every event; a page that has seen this version has nothing new to draw."""
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+    points: list[Point] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    started: JobStarted | None = None
+    step: StepDone | None = None
+    memory: MemorySampled | None = None
+    phase: str = ""
+    done: int = 0
+    total: int | None = None
+    phase_started: float = 0.0
+    end: JobFinished | JobStopped | JobFailed | None = None
+    _cursor: int = 0
+    _step_s: float | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def update(self) -> None:
+        """Take in what is new. Cheap where nothing is; safe from many pages at once."""
+        with self._lock:
+            events, self._cursor = self.log.since(self._cursor)
+            for event in events:
+                self._take(event)
+            self.version = self._cursor
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case JobStarted():
+                self.started = event
+            case PhaseStarted():
+                self.phase, self.done, self.total = event.phase, 0, event.total
+                self.phase_started = event.time
+                if event.phase != "train":
+                    self._say(event, event.phase)
+            case Progress():
+                self.done, self.total = event.done, event.total or self.total
+            case EpochStarted():
+                self._say(event, f"epoch {event.epoch}/{event.epochs}")
+            case StepDone():
+                self._step(event)
+            case MemorySampled():
+                self.memory = event
+            case LogLine():
+                mark = {"warning": "warning: ", "error": "ERROR: "}.get(event.level, "")
+                self._say(event, mark + event.message)
+            case SampleReady():
+                self._sample(event)
+            case CheckpointSaved():
+                self._say(event, f"saved {event.path.name} ({event.size_bytes / 2**20:.1f} MiB)")
+            case CheckpointRemoved():
+                self._say(event, f"removed {event.path.name}")
+            case JobFinished():
+                self.end = event
+                self._say(event, f"finished after {event.elapsed_s:.0f} s: {event.path}")
+            case JobStopped():
+                self.end = event
+                self._say(event, f"stopped at step {event.step}; to go on, resume from {event.state}")
+            case JobFailed():
+                self.end = event
+                self._say(event, f"ERROR: {event.message}")
+
+    def _say(self, event: Event, text: str) -> None:
+        self.lines.append(f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {text}")
+
+    def _step(self, event: StepDone) -> None:
+        self.step, self.phase, self.done = event, "train", event.step
+        self._step_s = event.step_s if self._step_s is None else 0.9 * self._step_s + 0.1 * event.step_s
+        self.points.append(Point(event.step, event.loss, event.avr_loss))
+        if self.started is not None and (event.step % 10 == 0 or event.step == self.started.steps):
+            self._say(event, f"step {event.step}/{self.started.steps}  avr_loss={event.avr_loss:.3g}")
+
+    def _sample(self, event: SampleReady) -> None:
+        self._say(event, f"sample {event.path.name}")
+        name = hashlib.sha256(str(event.path).encode()).hexdigest()[:24] + ".webp"
+        thumbnail = self.thumbnails / name
+        try:
+            with Image.open(event.path) as picture, atomic_path(thumbnail) as temporary:
+                picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+                picture.save(temporary, "WEBP", quality=85)
+        except OSError as error:
+            self._say(event, f"no thumbnail of {event.path.name}: {error}")
+            return
+        self.samples.append(Sample(event, thumbnail))
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds left in training, from the recent step time; None where there is no telling."""
+        if self.step is None or self.started is None or self._step_s is None or self.end is not None:
+            return None
+        return (self.started.steps - self.step.step) * self._step_s
+
+    def chart(self) -> list[Point]:
+        """At most `CHART_POINTS` points: every n-th, the newest always among them."""
+        stride = -(-len(self.points) // CHART_POINTS) or 1
+        return self.points[::-1][::stride][::-1]
+
+    def progress_html(self) -> str:
+        """The bar, with phase, step, loss and ETA in words."""
+        share = 0.0 if not self.total else min(self.done / self.total, 1.0)
+        if isinstance(self.end, JobFinished):
+            share, state, tone = 1.0, f"Finished in {duration(self.end.elapsed_s)}", "done"
+        elif isinstance(self.end, JobStopped):
+            state, tone = f"Stopped at step {self.end.step} and saved", "stopped"
+        elif isinstance(self.end, JobFailed):
+            state, tone = self.end.message, "failed"
+        else:
+            state, tone = PHASES.get(self.phase, self.phase.capitalize() or "Waiting"), "going"
+        facts = [f"{self.done} / {self.total}"] if self.total and self.end is None else []
+        if self.step is not None:
+            facts.append(f"loss {self.step.avr_loss:.4f}")
+            facts.append(f"{self.step.step_s:.2f} s a step")
+        if self.eta_s is not None and self.phase == "train":
+            facts.append(f"{duration(self.eta_s)} left")
+        return (
+            f'<div class="kiln-progress {tone}" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
+            f'aria-valuenow="{share * 100:.0f}"><div class="words"><b>{html.escape(state)}</b>'
+            f"<span>{html.escape(' · '.join(facts))}</span></div>"
+            f'<div class="bar"><i style="width:{share * 100:.1f}%"></i></div></div>'
+        )
+
+    def memory_html(self) -> str:
+        """Gauges of device and host memory."""
+        if self.memory is None:
+            return ""
+        memory = self.memory
+        gauges = [
+            gauge("RAM", memory.ram_bytes, memory.ram_total_bytes, memory.ram_peak_bytes),
+        ]
+        if memory.vram_bytes is not None and memory.vram_total_bytes:
+            gauges.insert(
+                0, gauge("VRAM", memory.vram_bytes, memory.vram_total_bytes, memory.vram_peak_bytes or 0)
+            )
+        else:
+            gauges.insert(0, '<div class="gauge"><span>VRAM</span><em>no GPU: training on the CPU</em></div>')
+        return f'<div class="kiln-gauges">{"".join(gauges)}</div>'
+
+    def samples_html(self) -> str:
+        """Samples, newest first, one group a step."""
+        if not self.samples:
+            return '<p class="kiln-empty">Samples appear here as they are drawn.</p>'
+        groups: dict[int, list[Sample]] = {}
+        for sample in self.samples:
+            groups.setdefault(sample.event.step, []).append(sample)
+        parts = []
+        for step in sorted(groups, reverse=True):
+            figures = "".join(figure(sample) for sample in groups[step])
+            title = "Before training" if step == 0 else f"Step {step}"
+            parts.append(f"<section><h4>{title}</h4><div>{figures}</div></section>")
+        return f'<div class="kiln-samples">{"".join(parts)}</div>'
+
+
+PHASES = {
+    "read pictures": "Reading pictures",
+    "load model": "Loading the model",
+    "cache latents": "Caching latents",
+    "train": "Training",
+    "sample": "Drawing samples",
+}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 3:20 min, 2:05 h."""
+    whole = int(seconds + 0.5)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02d} min"
+    return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+def gauge(name: str, used_bytes: int, total_bytes: int, peak_bytes: int) -> str:
+    """One memory gauge: used, peak mark, total."""
+    used, peak = used_bytes / total_bytes, min(peak_bytes / total_bytes, 1.0)
+    gib = 2**30
+    return (
+        f'<div class="gauge"><span>{name}</span><div class="bar"><i style="width:{used * 100:.1f}%"></i>'
+        f'<u style="left:{peak * 100:.1f}%"></u></div><em>{used_bytes / gib:.1f} of {total_bytes / gib:.0f} GiB, '
+        f"peak {peak_bytes / gib:.1f}</em></div>"
+    )
+
+
+def figure(sample: Sample) -> str:
+    """A thumbnail that opens the full picture."""
+    caption = html.escape(sample.event.prompt, quote=True)
+    full, small = served(sample.event.path), served(sample.thumbnail)
+    return (
+        f'<figure><a href="{full}" target="_blank" rel="noopener"><img src="{small}" alt="{caption}" '
+        f'title="{caption}" loading="lazy"></a></figure>'
+    )
+
+
+def served(path: Path) -> str:
+    """Address under which the page serves a file of its allowed folders."""
+    return f"/gradio_api/file={quote(path.as_posix())}"
