@@ -41,7 +41,7 @@ REFUSED: dict[str, str] = {
         f"pytorch_optimizer.{name}": reason
         for reason, names in {
             _WRAPPERS: (
-                "Lookahead", "OrthoGrad", "PCGrad", "SafeFP16Optimizer", "ScheduleFreeWrapper", "TRAC",
+                "Lookahead", "Magma", "OrthoGrad", "PCGrad", "SafeFP16Optimizer", "ScheduleFreeWrapper", "TRAC",
             ),
             _TWICE: ("AliG", "BSAM", "FriendlySAM", "GSAM", "LBFGS", "LookSAM", "SAM", "WSAM"),
             _MODEL: ("AdaLOMO", "AdamMini", "LOMO"),
@@ -54,6 +54,8 @@ REFUSED: dict[str, str] = {
 """Optimizers that a plain training step cannot drive, and why."""
 
 NEAREST = {
+    "bitsandbytes.optim.AdEMAMix32bit": "bitsandbytes.optim.AdEMAMix",
+    "bitsandbytes.optim.PagedAdEMAMix32bit": "bitsandbytes.optim.PagedAdEMAMix",
     "bitsandbytes.optim.AdEMAMix8bit": "pytorch_optimizer.AdEMAMix",
     "bitsandbytes.optim.PagedAdEMAMix8bit": "pytorch_optimizer.AdEMAMix",
     "prodigyplus.ProdigyPlusScheduleFree": "Prodigy",

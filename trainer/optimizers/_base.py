@@ -263,8 +263,6 @@ class Built:
             mine = self.inner.state.get(parameter)
             if mine is not None and index in saved:
                 _restore_precision(mine, saved[index])
-                if getattr(self.inner, "is_paged", False):
-                    _page(self.inner, parameter, mine)
 
     def _has_modes(self) -> bool:
         return callable(getattr(self.inner, "train", None)) and callable(getattr(self.inner, "eval", None))
@@ -286,14 +284,3 @@ def _restore_precision(mine: Any, saved: Any) -> None:
                 mine[key] = value.to(mine[key].device, copy=True)
         elif isinstance(value, (Mapping, list)):
             _restore_precision(mine[key], value)
-
-
-def _page(optimizer: Any, parameter: nn.Parameter, state: dict[str, Any]) -> None:
-    """Move loaded states of a paged bitsandbytes optimizer back into pageable memory."""
-    for key in ("state1", "state2"):
-        loaded = state.get(key)
-        if loaded is not None and not getattr(loaded, "is_paged", False):
-            buffer = optimizer.get_state_buffer(parameter, dtype=loaded.dtype)
-            if getattr(buffer, "is_paged", False):
-                buffer.copy_(loaded)
-                state[key] = buffer
