@@ -72,6 +72,7 @@ def check(text: str) -> None:
     for finding in first.report:
         assert finding.message.encode("utf-8")
         assert "\n" not in finding.message
+        assert finding.message == finding.message.strip()
 
 
 @calm

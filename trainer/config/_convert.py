@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from trainer.config.ui import Ui
 
-__all__ = ["Kind", "Setting", "convert", "setting_from"]
+__all__ = ["Kind", "Setting", "convert", "setting_from", "switch"]
 
 Kind = Literal["boolean", "integer", "number", "string"]
 
@@ -105,13 +105,18 @@ def convert(setting: Setting, value: Any) -> tuple[Any, str]:
     if value is None:
         return setting.default, "empty, so the default is used"
     if setting.kind == "boolean":
-        return _boolean(value)
+        return switch(value)
     if setting.kind == "string":
         return _string(setting, value)
     return _number(setting, value)
 
 
-def _boolean(value: Any) -> tuple[bool, str]:
+def switch(value: Any) -> tuple[bool, str]:
+    """Read a switch as `convert` does.
+
+    Raises:
+        ValueError: It is neither on nor off.
+    """
     if isinstance(value, bool):
         return value, ""
     if isinstance(value, int | float) and value in (0, 1):

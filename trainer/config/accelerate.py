@@ -23,6 +23,7 @@ class AccelerateFields(Section):
             choices=("no", "fp16", "bf16", "fp8"),
             trained_choices=("no", "fp16", "bf16"),
             effect="honoured",
+            reason="fp8 needs libraries that are not part of this program.",
             sd_scripts_arg="accelerate --mixed_precision and TOML mixed_precision",
             since="2022-12-28",
         ),

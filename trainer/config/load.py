@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer.config._convert import convert
+from trainer.config._convert import convert, switch
 from trainer.config._secrets import without_secrets
 from trainer.config._text import MAX_BYTES, parse_object
 from trainer.config.kohya import KohyaConfig
@@ -24,7 +24,7 @@ from trainer.config.legacy import (
     TEXTUAL_INVERSION_KEYS,
     TOLERATED,
 )
-from trainer.config.report import FileKind, Finding, Loaded, shown
+from trainer.config.report import FileKind, Finding, FindingKind, Loaded, shown
 from trainer.errors import ConfigError
 
 __all__ = ["lay_over", "load", "loads"]
@@ -57,23 +57,7 @@ def load(path: Path | str) -> Loaded:
         ConfigError: The file cannot be read, is too large, or is no JSON object.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(
-                f"{path} is too large for a configuration ({path.stat().st_size:,} bytes, at most "
-                f"{MAX_BYTES:,}): choose the JSON that Kohya saved"
-            )
-        source = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {path}: check the path") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path} is a folder: choose a JSON file in it") from error
-    except (OSError, ValueError) as error:
-        if path.is_dir():  # Windows reports a folder as a missing permission
-            raise ConfigError(f"{path} is a folder: choose a JSON file in it") from error
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"{path} cannot be read ({reason}): check the path and its permissions") from error
-    return _load(source, str(path), path)
+    return _load(_read(path), str(path), path)
 
 
 def loads(source: Source) -> Loaded:
@@ -120,13 +104,28 @@ def _load(source: Source, name: str, path: Path | None) -> Loaded:
     return Loaded(config, (*report, *_remarks(config)), read.kind, path)
 
 
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(
+                f"{path} is too large for a configuration ({path.stat().st_size:,} bytes, at most "
+                f"{MAX_BYTES:,}): choose the JSON that Kohya saved"
+            )
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file {path}: check the path") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path} is a folder: choose a JSON file in it") from error
+    except (OSError, ValueError) as error:
+        if path.is_dir():  # Windows reports a folder as a missing permission
+            raise ConfigError(f"{path} is a folder: choose a JSON file in it") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"{path} cannot be read ({reason}): check the path and its permissions") from error
+
+
 def _parse(source: Path | Source, name: str = "the preset") -> tuple[dict[str, Any], list[Finding]]:
     if isinstance(source, Path):
-        name = str(source)
-        try:
-            source = source.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{name} cannot be read ({error.strerror}): check the path") from error
+        name, source = str(source), _read(source)
     if isinstance(source, Mapping):
         try:
             source = json.dumps(dict(source))
@@ -169,7 +168,7 @@ class _Reader:
                 self._other_key(key, value, raw, written)
         self.values = {key: self._value(key, value, fallback) for key, value in written.items()}
 
-    def _say(self, kind: Any, key: str, found: Any, used: Any, message: str) -> None:
+    def _say(self, kind: FindingKind, key: str, found: Any, used: Any, message: str) -> None:
         self.report.append(Finding(kind, key, found, used, message))
 
     def _name_kind(self, raw: dict[str, Any], known: list[str]) -> None:
@@ -190,7 +189,7 @@ class _Reader:
     def _other_key(self, key: str, value: Any, raw: dict[str, Any], written: dict[str, Any]) -> None:
         if key in RENAMED:
             self._rename(key, RENAMED[key], value, written)
-        elif key in RENAMED_FOR_FAMILY and raw.get(RENAMED_FOR_FAMILY[key][1]) is True:
+        elif key in RENAMED_FOR_FAMILY and _is_on(raw.get(RENAMED_FOR_FAMILY[key][1])):
             self._rename(key, RENAMED_FOR_FAMILY[key][0], value, written)
         elif key in ("use_wandb", "use_wandb_checkbox"):
             on = _is_on(value)
@@ -226,7 +225,7 @@ class _Reader:
 
     def _keep(self, key: str, value: Any) -> None:
         valid = key.encode("utf-8", "replace").decode("utf-8")
-        name = valid if valid.isprintable() and 0 < len(valid) <= 80 else shown(valid)
+        name = valid if valid.isidentifier() and len(valid) <= 80 else shown(valid)
         self.extras[valid] = value
         if valid != key:
             self._say("converted", valid, None, value, f"{name}: half of a character in the key was replaced")
@@ -340,7 +339,10 @@ def _kind_of(raw: Mapping[str, Any]) -> FileKind:
 
 
 def _is_on(value: Any) -> bool:
-    return value is True or value == 1 or (isinstance(value, str) and value.strip().lower() in ("true", "1"))
+    try:
+        return switch(value)[0]
+    except ValueError:
+        return False
 
 
 def _is_filled_path(config: KohyaConfig, name: str) -> bool:

@@ -7,6 +7,40 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
+__all__ = [
+    "ANIMA",
+    "BLOCK_TYPES",
+    "CONVOLUTION_TYPES",
+    "DROPOUT_TYPES",
+    "DYLORA_TYPES",
+    "FLUX",
+    "HUNYUAN",
+    "LOKR_TYPES",
+    "LORA_PLUS_TYPES",
+    "LORA_TYPES",
+    "LUMINA",
+    "LYCORIS_TYPES",
+    "NETWORK_DROPOUT_TYPES",
+    "NORM_SCALE_TYPES",
+    "NORM_TYPES",
+    "RAISED_RANK",
+    "RAISED_RANK_TYPES",
+    "RANKED_TYPES",
+    "RANK_MAX",
+    "RANK_SCALE_TYPES",
+    "SD",
+    "SD3",
+    "SDXL",
+    "TUCKER_TYPES",
+    "WEIGHT_TYPES",
+    "Effect",
+    "Number",
+    "PathKind",
+    "Tab",
+    "Ui",
+    "Widget",
+]
+
 Effect = Literal["honoured", "adapted", "none"]
 """honoured: as sd-scripts; adapted: our way, `Ui.reason` says how; none: `Ui.reason` says why."""
 
