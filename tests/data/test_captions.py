@@ -16,7 +16,7 @@ PLAIN = Subset(folder=Path("10_cat"), repeats=1, class_tokens="cat")
 
 
 def run(
-    caption: str, seed: int = 0, *, epoch: int = 1, step: int = 0, max_steps: int = 100, **rules: object
+    caption: str, seed: int = 0, *, epoch: int = 1, step: int = 0, max_steps: int = 100, **rules: Any
 ) -> str:
     subset = replace(PLAIN, **rules)
     return process(caption, subset, random.Random(seed), epoch=epoch, step=step, max_steps=max_steps)

@@ -64,7 +64,7 @@ def test_batches_and_buckets_follow_repeats(tmp_path: Path) -> None:
     assert dataset.mean_aspect_error == pytest.approx((3 - 2.9) / 4)
     assert "3 pictures smaller than their bucket and enlarged" in messages(dataset)
     assert "cropping" not in messages(dataset)
-    picture(tmp_path / "3_x" / "long.png", (640, 128))
+    picture(tmp_path / "3_x" / "long.png", (900, 128))
     run = job(tmp_path, max_resolution="128,128", max_bucket_reso=256)
     assert "cropping cuts more than a fifth off 1 picture: long.png" in messages(scan(run), "warning")
 
