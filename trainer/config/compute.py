@@ -231,6 +231,7 @@ class ComputeFields(Section):
             label="CrossAttention",
             widget="dropdown",
             choices=("none", "sdpa", "xformers"),
+            trained_choices=("sdpa", "xformers"),
             effect="none",
             reason="PyTorch's own scaled-dot-product attention is always used; the result is the same.",
             sd_scripts_arg="--xformers or --sdpa or neither",
