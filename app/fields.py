@@ -13,14 +13,17 @@ from trainer.config import KohyaConfig, Loaded, Ui, help_of, ui_of
 
 __all__ = ["Form", "trained_here"]
 
-TRAINED = {"sd15", "sd2"}
-"""Families whose fields are shown; those of others ride along unseen and are written back."""
+FAMILIES = {"sd15", "sd2"}
+LORA_TYPES = {"Standard", "Kohya LoCon"}
+"""What this version trains: fields of other families and types ride along unseen and are written back."""
 
 
 def trained_here(name: str) -> bool:
-    """Whether a field belongs to a family that this version trains, and Kohya shows it."""
+    """Whether a field belongs to a family and LoRA type that this version trains, and Kohya shows it."""
     ui = ui_of(name)
-    return not ui.hidden and not ui.secret and (not ui.families or bool(TRAINED & set(ui.families)))
+    family = not ui.families or FAMILIES & set(ui.families)
+    kind = not ui.lora_types or LORA_TYPES & set(ui.lora_types)
+    return bool(family and kind) and not ui.hidden and not ui.secret
 
 
 class Form:

@@ -51,14 +51,11 @@ def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) ->
     found["learning rates"] = {"unet": job.unet_lr, "text encoder": job.text_encoder_lr}
     device = devices.choose()
     found["device"] = devices.describe(device)
-    for act in (
-        lambda: devices.check_precision(job.config.mixed_precision, device),
-        lambda: optimizers.check(job, device),
-    ):
-        try:
-            act()
-        except TrainerError as error:
-            errors.append(str(error))
+    try:
+        devices.check_precision(job.config.mixed_precision, device)
+    except TrainerError as error:
+        errors.append(str(error))
+    errors += optimizers.problems(job, device)
     dataset: Dataset | None = None
     try:
         dataset = folder.scan(job)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -232,7 +233,7 @@ def _base_weights(job: Job) -> list[tuple[Path, float]]:
     return [(job.path(file), multiplier) for file, multiplier in zip(files, multipliers, strict=True)]
 
 
-def _compile(unet: torch.nn.Module, job: Job, say: Callable[[str], None]) -> None:
+def _compile(unet: Any, job: Job, say: Callable[[str], None]) -> None:
     config = job.config
     options = {
         "backend": config.dynamo_backend.lower(),
