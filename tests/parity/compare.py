@@ -34,6 +34,7 @@ from trainer.data.types import Batch
 from trainer.events import EventLog, JobStarted, LogLine, StepDone
 from trainer.job import Job
 from trainer.objectives import ddpm
+from trainer.plugins import Folder
 
 LOSS_TOLERANCE = 1e-5
 TENSOR_TOLERANCE = 1e-4
@@ -118,10 +119,8 @@ def compare_objective(record: Record, job: Job, findings: Findings) -> None:
 
 def compare_forward(record: Record, job: Job, findings: Findings) -> None:
     """Text encoder and UNet with the starting LoRA, on the inputs of the first micro-step."""
-    from trainer import runner
-
-    family = runner.FAMILIES.get(job.family).load(job, torch.device("cpu"), torch.float32, print)
-    network = runner.NETWORKS.get("lora").create(family, job, ReplayDraws(job.seed, record, []), print)
+    family = Folder("trainer.families").get(job.family).load(job, torch.device("cpu"), torch.float32, print)
+    network = Folder("trainer.networks").get("lora").create(family, job, ReplayDraws(job.seed, record, []), print)
     network.attach()
     network.to(torch.device("cpu"), torch.float32)
     network.train(True)
@@ -184,7 +183,7 @@ def train(record: Record, others: Sequence[Record], job: Job, encode: bool, find
 
     pictures = [record.picture(picture.path) for picture in folder.scan(job).pictures]
     draws = ReplayDraws(job.seed, record, pictures)
-    family = runner.FAMILIES.get(job.family)
+    family = Folder("trainer.families").get(job.family)
     original = family.encode_images
     known: list[KnownLatents] = []
 

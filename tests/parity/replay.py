@@ -121,7 +121,11 @@ class ReplayDraws(Draws):
         return timesteps
 
     def batches(self, epoch: int, buckets: Sequence[Sequence[int]], batch_size: int) -> list[tuple[int, ...]]:
-        """Recorded batches of an epoch; those that the run did not reach follow in any order."""
+        """Recorded batches of an epoch; those that the run did not reach are made up from what is left.
+
+        sd-scripts shuffles the pictures of an epoch anew after its first batch was taken, so a picture
+        may come once too often or too rarely in a recorded epoch.
+        """
         place = {name: index for index, name in enumerate(self.pictures)}
         played = [
             tuple(place[name] for name in step["pictures"])
@@ -131,15 +135,10 @@ class ReplayDraws(Draws):
         used = Counter(index for batch in played for index in batch)
         rest: list[tuple[int, ...]] = []
         for bucket in buckets:
-            left = Counter(bucket)
-            taken = Counter({index: used[index] for index in left})
-            if taken - left:
-                raise ValueError(
-                    f"epoch {epoch}: the record shows pictures more often than our data set has them"
-                )
-            entries = list((left - taken).elements())
+            entries = list((Counter(bucket) - used).elements())
             rest += [tuple(entries[at : at + batch_size]) for at in range(0, len(entries), batch_size)]
-        return played + rest
+        total = sum(-(-len(bucket) // batch_size) for bucket in buckets)
+        return (played + rest)[:total]
 
 
 def trained_tensors(folder: Path) -> dict[str, Tensor]:
