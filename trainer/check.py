@@ -12,6 +12,7 @@ from trainer.data import folder
 from trainer.data.types import Dataset, Size
 from trainer.errors import ConfigError, TrainerError
 from trainer.job import Job
+from trainer.objectives import ddpm
 from trainer.plan import Plan
 
 __all__ = ["check", "lines", "without_effect"]
@@ -55,7 +56,14 @@ def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) ->
         devices.check_precision(job.config.mixed_precision, device)
     except TrainerError as error:
         errors.append(str(error))
-    errors += optimizers.problems(job, device)
+    problems = optimizers.problems(job, device)
+    errors += problems
+    if not problems:
+        found["effective values"] += [str(note) for note in optimizers.notes(job)]
+    try:
+        ddpm.check(job)
+    except TrainerError as error:
+        errors.append(str(error))
     dataset: Dataset | None = None
     try:
         dataset = folder.scan(job)

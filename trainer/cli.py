@@ -206,7 +206,8 @@ class _Screen(EventLog):
             case JobFinished():
                 self._line(f"finished: {event.path} ({event.elapsed_s:.0f} s)", "bold green")
             case JobStopped():
-                self._line(f"stopped at step {event.step}; to go on, resume from {event.state}", "bold")
+                on = f"; to go on, resume from {event.state}" if event.state else ""
+                self._line(f"stopped at step {event.step}{on}", "bold")
             case JobFailed() if event.detail:
                 self._line(event.detail, "red")
 

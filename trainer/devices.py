@@ -34,7 +34,7 @@ def describe(device: torch.device) -> str:
 
 
 def weight_dtype(mixed_precision: str) -> torch.dtype:
-    """dtype of the frozen weights (sd-scripts, train_util.py:prepare_dtype)."""
+    """The frozen weights' dtype (sd-scripts, train_util.py:prepare_dtype)."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision, torch.float32)
 
 

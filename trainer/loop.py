@@ -36,7 +36,7 @@ from trainer.families._base import Family
 from trainer.job import Job
 from trainer.lora_file import save as save_lora
 from trainer.networks._base import Network
-from trainer.objectives.ddpm import Objective
+from trainer.objectives.ddpm import Drawn, Objective
 from trainer.optimizers import Built
 from trainer.plan import Plan
 from trainer.progress import LossRecorder, Pending, Scalars, fetch
@@ -136,8 +136,15 @@ class Run:
         index = skip
         losses: list[Tensor] = []
         extra: dict[str, Tensor | float] = {}
-        for batch in self.loader.epoch(epoch, start=skip):
-            losses.append(self._micro_step(batch))
+        first = epoch * plan.batches_per_epoch
+
+        def draw(batch: Batch, number: int) -> Drawn:
+            return self.objective.noise_on_cpu(
+                self._latent_shape(batch), batch.draw_ids, first + number, self.draws
+            )
+
+        for batch, drawn in self.loader.epoch_with(epoch, skip, draw):
+            losses.append(self._micro_step(batch, drawn))
             if self.job.config.scale_weight_norms:
                 extra |= self.network.apply_max_norm(self.job.config.scale_weight_norms)
             index += 1
@@ -156,19 +163,24 @@ class Run:
             )
             losses, extra = [], {}
 
-    def _micro_step(self, batch: Batch) -> Tensor:
+    def _micro_step(self, batch: Batch, drawn: Drawn) -> Tensor:
         """Forward and backward pass of one micro-batch; the loss stays on the device."""
         family = self.family
         # Dropouts draw from torch's own generator, which gradient checkpointing replays.
         torch.manual_seed(self.draws.key("step", self.micro))
-        latents = self._latents(batch)
-        noised = self.objective.noise_latents(latents, batch.draw_ids, self.micro, self.draws)
+        noised = self.objective.mix(self._latents(batch), drawn)
         with self.accelerator.autocast():
             text = family.encode_prompts(batch.captions, weighted=self.job.config.weighted_captions)
             prediction = family.predict(noised.noisy_BCHW.to(family.dtype), noised.timesteps_B, text, batch)
         loss, _ = self.objective.loss(prediction, noised, batch)
         self.accelerator.backward(loss / self.job.config.gradient_accumulation_steps)
         return loss.detach()
+
+    def _latent_shape(self, batch: Batch) -> tuple[int, int, int]:
+        """C, H, W of a batch's latents, before they are encoded."""
+        width, height = batch.bucket
+        factor = self.family.latent_factor
+        return self.family.latent_channels, height // factor, width // factor
 
     def _latents(self, batch: Batch) -> Tensor:
         """Model latents of a batch, from the cache or by encoding now."""

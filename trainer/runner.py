@@ -24,7 +24,7 @@ from trainer.data import folder
 from trainer.data.loader import Loader
 from trainer.data.types import Dataset
 from trainer.draws import Draws
-from trainer.errors import ConfigError, StateError, TrainerError
+from trainer.errors import ConfigError, StateError, StopTraining, TrainerError
 from trainer.events import (
     EventLog,
     JobFailed,
@@ -74,6 +74,9 @@ def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Dra
             assert outcome.path is not None
             events.emit(JobFinished(step=outcome.step, path=outcome.path, elapsed_s=elapsed_s))
         return outcome
+    except StopTraining:
+        events.emit(JobStopped(step=0, path=None, state=None, elapsed_s=time.time() - started))
+        return Outcome(step=0, path=None, state=None, stopped=True)
     except BaseException as error:
         detail = "" if isinstance(error, TrainerError) else traceback.format_exc()
         events.emit(
@@ -98,7 +101,7 @@ def _sentence(error: BaseException) -> str:
             "latents to disk"
         )
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted before training began"
+        return "interrupted at once: what was trained since the last save is lost"
     return f"{type(error).__name__}: {error}"
 
 
@@ -128,7 +131,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
     job.output_dir.mkdir(parents=True, exist_ok=True)
     states.sweep(job.output_dir)
     say(f"device: {devices.describe(device)}; precision: {config.mixed_precision}")
-    for note in job.notes:
+    for note in (*job.notes, *optimizers.notes(job)):
         say(str(note))
 
     events.emit(PhaseStarted(phase="read pictures"))

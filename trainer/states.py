@@ -148,7 +148,7 @@ def _load(path: Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise StateError(f"{path.name} is missing in {path.parent}: this is not a complete state") from None
-    except Exception as error:  # noqa: BLE001 - torch.load raises many kinds for a broken file
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StateError(f"{path} cannot be read ({reason}): resume from another state folder") from error
     if not isinstance(loaded, dict):

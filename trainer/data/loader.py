@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,7 +20,15 @@ from torch import Tensor
 
 from trainer.data import captions
 from trainer.data.cache import LatentCache
-from trainer.data.images import crop, face_crop, jitter_colour, read_rgb, read_rgba, resize, to_tensor_values
+from trainer.data.images import (
+    face_crop,
+    fit_pixels,
+    jitter_colour,
+    read_rgb,
+    read_rgba,
+    to_tensor_values,
+    with_mask,
+)
 from trainer.data.types import Batch, Dataset, Subset
 from trainer.draws import Draws
 from trainer.job import Job
@@ -96,6 +104,19 @@ class Loader:
             DatasetError: A picture or cache file can no longer be read.
         """
         return _ahead(self._make(epoch, start), AHEAD)
+
+    def epoch_with(
+        self, epoch: int, start: int, prepare: Callable[[Batch, int], T]
+    ) -> Iterator[tuple[Batch, T]]:
+        """As `epoch`, with something made for each batch on the same thread, such as its noise.
+
+        Args:
+            epoch: From 0.
+            start: Batches of this process to leave out.
+            prepare: Gets the batch and its number in the epoch, of this process, from 0.
+        """
+        batches = enumerate(self._make(epoch, start), start)
+        return _ahead(((batch, prepare(batch, number)) for number, batch in batches), AHEAD)
 
     def _make(self, epoch: int, start: int) -> Iterator[Batch]:
         order = self._draws.batches(epoch, self._entries, self._batch_size)
@@ -183,12 +204,13 @@ class Loader:
             face_crop(pixels, picture.path, subset, fit.bucket, rng) if subset.face_crop_aug_range else None
         )
         if faced is None:
-            pixels = resize(pixels, fit.resized, subset.resize_interpolation)
             start = None
             if subset.random_crop:
                 excess = (fit.resized[0] - fit.bucket[0], fit.resized[1] - fit.bucket[1])
                 start = rng.randint(0, excess[0]), rng.randint(0, excess[1])
-            pixels = crop(pixels, fit.bucket, start)
+            pixels = fit_pixels(pixels, fit, subset.resize_interpolation, start)
+            if picture.mask_file is not None:
+                pixels = with_mask(pixels, picture.mask_file, fit, subset.resize_interpolation, start)
         else:
             pixels = faced
         if subset.color_aug:
@@ -197,7 +219,7 @@ class Loader:
         if flipped:
             pixels = pixels[:, ::-1]
         mask = None
-        if subset.alpha_mask:
+        if pixels.shape[2] == 4:
             mask = torch.from_numpy(pixels[:, :, 3].astype(np.float32) / np.float32(255))
         return _Sample(None, torch.from_numpy(to_tensor_values(pixels)), mask, flipped)
 
