@@ -11,9 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.material import job
-from trainer.data.buckets import BucketRules, aspect_error, crop_ltrb, make_buckets
+from trainer.data.buckets import (
+    LATENT_MULTIPLE,
+    STEP_MULTIPLE,
+    BucketRules,
+    aspect_error,
+    crop_ltrb,
+    make_buckets,
+)
 from trainer.data.types import Size
 from trainer.errors import ConfigError, DatasetError
+from trainer.families.sd import StableDiffusion
 
 
 def rules(**values: object) -> BucketRules:
@@ -238,3 +246,8 @@ def test_crop_describes_the_whole_picture_inside_the_bucket(w: int, h: int, bw: 
 
 def test_aspect_error() -> None:
     assert aspect_error((512, 512), (600, 400)) == pytest.approx(0.5)
+
+
+def test_families_and_buckets_agree_on_steps() -> None:
+    assert STEP_MULTIPLE["sd"] == StableDiffusion.bucket_steps
+    assert LATENT_MULTIPLE["sd"] == StableDiffusion.latent_factor

@@ -3,13 +3,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from tests.data.material import job, picture
+from trainer.data.cache import prepare
 from trainer.data.dataset_config import apply_dataset_config
 from trainer.data.folder import scan
+from trainer.data.loader import Loader
 from trainer.data.types import Dataset
-from trainer.errors import ConfigError
+from trainer.draws import Draws
+from trainer.errors import ConfigError, DatasetError
+from trainer.families.sd import StableDiffusion
+from trainer.plan import Plan
 
 TOML = """
 [general]
@@ -119,3 +127,53 @@ def test_data_sets_of_different_batch_size_are_refused(folder: Path) -> None:
     more = TOML + '\n[[datasets]]\nbatch_size = 2\n[[datasets.subsets]]\nimage_dir = "cats"\n'
     with pytest.raises(ConfigError, match="batch size 2, 3"):
         read(folder, more)
+
+
+MASKED = """
+[[datasets]]
+  [[datasets.subsets]]
+  image_dir = "cats"
+  conditioning_data_dir = "masks"
+  flip_aug = true
+"""
+
+
+@pytest.mark.parametrize("caching", ["ram", "disk", "none"])
+def test_conditioning_pictures_are_loss_masks(folder: Path, family: StableDiffusion, caching: str) -> None:
+    mask = np.zeros((64, 64, 3), dtype=np.uint8)
+    mask[:, :16] = (255, 7, 7)
+    (folder / "masks").mkdir()
+    Image.fromarray(mask).save(folder / "masks" / "a.png")
+    (folder / "data.toml").write_text(MASKED)
+    run = job(
+        folder,
+        dataset_config=str(folder / "data.toml"),
+        masked_loss=True,
+        cache_latents=caching == "ram",
+        cache_latents_to_disk=caching == "disk",
+    )
+    dataset = scan(run)
+    assert dataset.pictures[0].mask_file == folder / "masks" / "a.png"
+    cache = prepare(run, dataset, family, Draws(1), emit=lambda _: None)
+    loader = Loader(run, dataset, cache, Draws(1), Plan.make(run, dataset))
+    seen = set()
+    for epoch in range(12):
+        (batch,) = loader.epoch(epoch)
+        assert batch.masks_B1HW is not None
+        expected = torch.from_numpy(mask[:, :, 0] / 255).float()
+        seen.add(batch.flipped[0])
+        assert torch.equal(batch.masks_B1HW[0, 0], expected.flip(1) if batch.flipped[0] else expected)
+    assert seen == {True, False}
+
+
+def test_masks_must_fit_their_pictures(folder: Path) -> None:
+    (folder / "masks").mkdir()
+    with pytest.raises(ConfigError, match="switch masked_loss on"):
+        read(folder, MASKED)
+    with pytest.raises(DatasetError, match=r"has no mask for a\.png"):
+        read(folder, MASKED, masked_loss=True)
+    picture(folder / "masks" / "a.JPG", (60, 64))
+    with pytest.raises(DatasetError, match="60 x 64 pixels, but"):
+        read(folder, MASKED, masked_loss=True)
+    with pytest.raises(ConfigError, match="excludes face_crop_aug_range"):
+        read(folder, MASKED + "  face_crop_aug_range = [1.0, 2.0]\n", masked_loss=True)

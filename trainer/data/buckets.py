@@ -14,7 +14,7 @@ from trainer.data.types import Fit, Size
 from trainer.errors import ConfigError, DatasetError
 from trainer.job import Job
 
-__all__ = ["STEP_MULTIPLE", "BucketRules", "aspect_error", "crop_ltrb", "make_buckets"]
+__all__ = ["LATENT_MULTIPLE", "STEP_MULTIPLE", "BucketRules", "aspect_error", "crop_ltrb", "make_buckets"]
 
 STEP_MULTIPLE: Mapping[str, int] = {"sd": 64, "sdxl": 32, "flux": 64}
 """bucket_reso_steps must be a multiple of this (sd-scripts: assert_extra_args of each trainer)."""

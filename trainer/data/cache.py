@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.buckets import crop_ltrb
-from trainer.data.images import fit_pixels, read_rgb, read_rgba, to_tensor_values
+from trainer.data.images import fit_pixels, read_rgb, read_rgba, to_tensor_values, with_mask
 from trainer.data.types import Dataset, Picture, Size, Subset
 from trainer.draws import Draws
 from trainer.errors import DatasetError, StopTraining
@@ -61,7 +61,7 @@ class Entry:
     flipped_CHW: Tensor | None = None
     """Latents of the mirrored picture, where flip_aug is on."""
     mask_HW: Tensor | None = None
-    """Alpha channel in [0, 1] at bucket size, where alpha_mask is on."""
+    """Loss mask in [0, 1] at bucket size, where the subset has one."""
 
     def size_bytes(self) -> int:
         """Memory that the tensors take."""
@@ -240,7 +240,11 @@ class _Work:
 
     def key(self, index: int, content: str) -> str:
         """Everything that the latents of a picture depend on, as a hash. The noise of the VAE is not in it."""
-        fit, subset = self.dataset.fits[index], self.subset(index)
+        fit, subset, mask = (
+            self.dataset.fits[index],
+            self.subset(index),
+            self.dataset.pictures[index].mask_file,
+        )
         facts = {
             "format": 1,
             "content": content,
@@ -249,6 +253,7 @@ class _Work:
             "resized": fit.resized,
             "interpolation": subset.resize_interpolation,
             "alpha": subset.alpha_mask,
+            "mask": hashlib.sha256(_content(mask)).hexdigest() if mask else "",
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -270,7 +275,7 @@ class _Work:
                 (self.family.latent_channels, height, width),
                 bucket,
                 subset.flip_aug,
-                subset.alpha_mask,
+                subset.masked,
             )
         return files
 
@@ -282,8 +287,11 @@ class _Work:
         if (pixels.shape[1], pixels.shape[0]) != self.dataset.pictures[index].size:
             raise DatasetError(f"{path} changed its size while the run was starting: start again")
         pixels = fit_pixels(pixels, fit, subset.resize_interpolation)
+        mask_file = self.dataset.pictures[index].mask_file
+        if mask_file is not None:
+            pixels = with_mask(pixels, mask_file, fit, subset.resize_interpolation)
         mask = None
-        if subset.alpha_mask:
+        if subset.masked:
             mask = torch.from_numpy(pixels[:, :, 3].astype(np.float32) / np.float32(255))
         values = torch.from_numpy(to_tensor_values(pixels))
         return _Pixels(index, hashlib.sha256(content).hexdigest(), values, mask)
@@ -293,7 +301,7 @@ class _Work:
 
         def sort_key(index: int) -> tuple[int, Size, bool, bool]:
             bucket, subset = self.dataset.fits[index].bucket, self.subset(index)
-            return bucket[0] * bucket[1], bucket, subset.flip_aug, subset.alpha_mask
+            return bucket[0] * bucket[1], bucket, subset.flip_aug, subset.masked
 
         batches: list[list[int]] = []
         for index in sorted(missing, key=sort_key):

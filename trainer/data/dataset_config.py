@@ -91,6 +91,8 @@ class _OnlySubset(_SubsetOptions):
     image_dir: str
     is_reg: bool = False
     alpha_mask: bool | None = None
+    conditioning_data_dir: str | None = None
+    """Folder of loss masks; only with masked_loss."""
 
 
 class _AnyLevel(_DatasetOptions, _SubsetOptions):
@@ -123,12 +125,11 @@ def _check(path: Path, place: str, kind: type[BaseModel], values: Any) -> dict[s
     """Values of one level, checked; only those that the file sets."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"dataset_config {path}: {place} must be a table")
-    for key, meaning in (
-        ("metadata_file", "fine-tuning data sets with a metadata file"),
-        ("conditioning_data_dir", "conditioning pictures"),
-    ):
-        if key in values:
-            raise ConfigError(f"dataset_config {path}: {place} uses {key}, but {meaning} are not supported")
+    if "metadata_file" in values:
+        raise ConfigError(
+            f"dataset_config {path}: {place} uses metadata_file, but fine-tuning data sets are not supported: "
+            "give image_dir and caption files"
+        )
     try:
         return kind.model_validate(dict(values)).model_dump(exclude_none=True, exclude_unset=True)
     except ValidationError as error:
@@ -246,7 +247,14 @@ def read_dataset_config(job: Job, make_subset: _MakeSubset) -> list[Source]:
             }
             if "caption_extension" in fields and not fields["caption_extension"].startswith("."):
                 fields["caption_extension"] = f".{fields['caption_extension']}"
-            sources.append(Source(replace(subset, **fields), rules))
+            if "conditioning_data_dir" in fields:
+                fields["mask_folder"] = _mask_folder(job, path, fields.pop("conditioning_data_dir"))
+            subset = replace(subset, **fields)
+            if subset.mask_folder is not None and subset.face_crop_aug_range is not None:
+                raise ConfigError(
+                    f"dataset_config {path}: conditioning_data_dir excludes face_crop_aug_range"
+                )
+            sources.append(Source(subset, rules))
     caching = job.config.cache_latents or job.config.cache_latents_to_disk
     if caching and any(source.subset.color_aug or source.subset.random_crop for source in sources):
         raise ConfigError(
@@ -254,3 +262,14 @@ def read_dataset_config(job: Job, make_subset: _MakeSubset) -> list[Source]:
             "so they need cache_latents switched off"
         )
     return sources
+
+
+def _mask_folder(job: Job, path: Path, text: str) -> Path:
+    folder = job.path(text)
+    if not job.config.masked_loss:
+        raise ConfigError(
+            f"dataset_config {path}: conditioning_data_dir holds loss masks: switch masked_loss on"
+        )
+    if not folder.is_dir():
+        raise ConfigError(f"dataset_config {path}: conditioning_data_dir {folder} is no folder")
+    return folder

@@ -19,7 +19,7 @@ from typing import Literal
 from trainer.data.buckets import BucketRules, aspect_error
 from trainer.data.dataset_config import Source, read_dataset_config
 from trainer.data.images import PICTURE_EXTENSIONS, Look, inspect
-from trainer.data.types import Dataset, DatasetFinding, Fit, Picture, Subset
+from trainer.data.types import Dataset, DatasetFinding, Fit, Picture, Size, Subset
 from trainer.errors import ConfigError, DatasetError
 from trainer.job import Job
 
@@ -527,12 +527,17 @@ def _usable(source: Source, files: Sequence[_File], notes: _Notes, index: int) -
         caption = file.caption if file.caption is not None else (source.subset.class_tokens or "")
         caption_file = file.caption_file if file.caption is not None else None
         picture = Picture(
-            path=file.path, subset=index, size=file.look.size, caption=caption, caption_file=caption_file
+            path=file.path,
+            subset=index,
+            size=file.look.size,
+            caption=caption,
+            caption_file=caption_file,
+            mask_file=_mask_file(source.subset, file.path, file.look.size),
         )
         found.append((picture, fit))
     looks = [file.look for file in files if file.look]
     transparent = sum(look.transparent for look in looks)
-    if transparent and not source.subset.alpha_mask:
+    if transparent and not source.subset.masked:
         notes.add(
             "info",
             f"{_count(transparent)} in {source.subset.folder.name} with transparency, which is ignored: hidden "
@@ -548,6 +553,28 @@ def _usable(source: Source, files: Sequence[_File], notes: _Notes, index: int) -
             source.subset.folder,
         )
     return found
+
+
+def _mask_file(subset: Subset, path: Path, size: Size) -> Path | None:
+    """The picture's loss mask: the file of the same stem in the subset's mask folder."""
+    if subset.mask_folder is None:
+        return None
+    for ending in sorted(PICTURE_EXTENSIONS):
+        for mask in (
+            subset.mask_folder / (path.stem + ending),
+            subset.mask_folder / (path.stem + ending.upper()),
+        ):
+            if mask.is_file():
+                found = inspect(mask).size
+                if found != size:
+                    raise DatasetError(
+                        f"mask {mask} has {found[0]} x {found[1]} pixels, but {path} has {size[0]} x {size[1]}: "
+                        "they must be equal"
+                    )
+                return mask
+    raise DatasetError(
+        f"{subset.mask_folder} has no mask for {path.name}: every picture needs one of its name"
+    )
 
 
 def _assemble(

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ __all__ = [
     "read_size",
     "resize",
     "to_tensor_values",
+    "with_mask",
 ]
 
 Pixels = npt.NDArray[np.uint8]
@@ -384,27 +385,35 @@ def _nearest(source: int, target: int) -> npt.NDArray[np.int64]:
     return places.clip(0, source - 1)
 
 
-def _combine(rows: npt.NDArray[np.float32], taps: Taps) -> npt.NDArray[np.float32]:
+def _combine(rows: npt.NDArray[Any], taps: Taps) -> npt.NDArray[np.float32]:
     """Weighted sums of ``rows``, tap after tap in float32, which is OpenCV's order of adding."""
     index, weight = taps
     total = rows[index[:, 0]] * weight[:, 0, None]
+    picked, share = np.empty(total.shape, rows.dtype), np.empty_like(total)
     for tap in range(1, index.shape[1]):
-        total += rows[index[:, tap]] * weight[:, tap, None]
+        np.take(rows, index[:, tap], axis=0, out=picked, mode="clip")
+        np.multiply(picked, weight[:, tap, None], out=share)
+        total += share
     return total
 
 
 def _separable(pixels_HWC: Pixels, across: Taps, down: Taps) -> Pixels:
+    """Across, then down, in parts small enough for the CPU's cache."""
     height, width, channels = pixels_HWC.shape
     target = len(across[0])
     narrowed = np.empty((height, target * channels), dtype=np.float32)
-    block = max(1, (1 << 18) // (width * channels))  # rows at a time, so that they stay in the CPU's cache
+    block = max(1, (1 << 18) // (width * channels))
     for start in range(0, height, block):
         part = pixels_HWC[start : start + block]
-        columns = np.ascontiguousarray(part.transpose(1, 0, 2)).reshape(width, -1).astype(np.float32)
+        columns = np.ascontiguousarray(part.transpose(1, 0, 2)).reshape(width, -1)
         mixed = _combine(columns, across).reshape(target, len(part), channels)
         narrowed[start : start + block] = mixed.transpose(1, 0, 2).reshape(len(part), -1)
-    mixed = _combine(narrowed, down).reshape(len(down[0]), target, channels)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    found = np.empty((len(down[0]), target * channels), dtype=np.uint8)
+    block = max(64, (1 << 19) // height)
+    for start in range(0, target * channels, block):
+        mixed = _combine(narrowed[:, start : start + block], down)
+        found[:, start : start + block] = np.rint(mixed).clip(0, 255)
+    return found.reshape(-1, target, channels)
 
 
 def _area_whole(pixels_HWC: Pixels, across: int, down: int) -> Pixels:
@@ -480,6 +489,22 @@ def fit_pixels(
 ) -> Pixels:
     """Resize and crop into a bucket (sd-scripts, train_util.py:trim_and_resize_if_required)."""
     return crop(resize(pixels_HWC, fit.resized, interpolation), fit.bucket, start)
+
+
+def with_mask(
+    pixels_HWC: Pixels,
+    mask_file: Path,
+    fit: Fit,
+    interpolation: str = "",
+    start: tuple[int, int] | None = None,
+) -> Pixels:
+    """Fitted pixels with the red channel of ``mask_file``, fitted likewise, in place of their alpha.
+
+    Raises:
+        DatasetError: The mask cannot be read.
+    """
+    mask = fit_pixels(read_rgb(mask_file), fit, interpolation, start)
+    return np.concatenate([pixels_HWC[:, :, :3], mask[:, :, :1]], axis=2)
 
 
 def to_tensor_values(pixels_HWC: Pixels) -> npt.NDArray[np.float32]:

@@ -54,8 +54,15 @@ class Subset:
     random_crop: bool = False
     alpha_mask: bool = False
     face_crop_aug_range: tuple[float, float] | None = None
+    mask_folder: Path | None = None
+    """Loss masks under the pictures' names, white where the loss counts (sd-scripts: conditioning_data_dir)."""
     resize_interpolation: str = ""
     """"" leaves the choice to `images.resize`."""
+
+    @property
+    def masked(self) -> bool:
+        """Whether its samples carry a loss mask."""
+        return self.alpha_mask or self.mask_folder is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +76,7 @@ class Picture:
     caption: str
     """As stored: first line, or all lines with wildcards on, or the class tokens without a file."""
     caption_file: Path | None
+    mask_file: Path | None = None
 
 
 @dataclass(frozen=True)
