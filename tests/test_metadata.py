@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import threading
@@ -27,6 +28,7 @@ from trainer.plan import Plan
 RUNS = json.loads((Path(__file__).parent / "parity" / "golden" / "runs.json").read_text("utf-8"))
 """Recorded runs of sd-scripts; entries that differ from run to run are null."""
 WHOLE_NUMBERS = {"ss_huber_scale", "ss_max_grad_norm", "ss_prior_loss_weight", "ss_min_snr_gamma"}
+FAMILY = functools.cache(family)
 HASHES = {"sshs_model_hash", "sshs_legacy_hash"}
 """Added where the file is written."""
 
@@ -92,12 +94,11 @@ def network_for(job: Job) -> LoraNetwork:
 
 
 def make(job: Job, data: Dataset | None = None, **values: Any) -> Metadata:
-    made = family()
     return Metadata(
         job,
         data or small_dataset(),
         plan(9, 20, 3),
-        made,
+        FAMILY(),
         network_for(job),
         "torch.optim.adamw.AdamW",
         **values,
@@ -121,7 +122,7 @@ def test_entries_are_those_of_sd_scripts(name: str, tmp_path: Path) -> None:
         int(expected["ss_max_train_steps"]),
         int(expected["ss_num_epochs"]),
     )
-    found = Metadata(job, data, made, family(), network_for(job), expected["ss_optimizer"]).at(
+    found = Metadata(job, data, made, FAMILY(), network_for(job), expected["ss_optimizer"]).at(
         step=int(expected["ss_steps"]), epoch=int(expected["ss_epoch"])
     )
     assert found.keys() == golden.keys() - HASHES

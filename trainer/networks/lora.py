@@ -133,11 +133,12 @@ class LoraLayer(nn.Module):
             factor /= 1 - self.rank_dropout
         if keep is not None:
             narrow = narrow * keep.to(narrow.device)
-        if factor != 1:
-            narrow = narrow * factor  # here it is r wide, after up it would be O wide
-        if self.is_conv:
-            return out + functional.conv2d(narrow, self.lora_up)
-        return out + functional.linear(narrow, self.lora_up)
+        if not self.is_conv:
+            # One pass over the wide output, where scaling and adding would take two more.
+            up_rO = self.lora_up.t()
+            return torch.addmm(out.flatten(0, -2), narrow.flatten(0, -2), up_rO, alpha=factor).view(out.shape)
+        # Scaled while it is r channels wide.
+        return out + functional.conv2d(narrow if factor == 1 else narrow * factor, self.lora_up)
 
     def _down(self, x: Tensor) -> Tensor:
         base = self.target[0].module
