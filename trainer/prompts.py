@@ -19,7 +19,15 @@ from trainer.files import atomic_write
 if TYPE_CHECKING:
     from trainer.job import Job
 
-__all__ = ["SamplePrompt", "for_job", "parse_line", "parse_text", "read_prompts", "write_prompt_file"]
+__all__ = [
+    "SamplePrompt",
+    "for_job",
+    "named_file",
+    "parse_line",
+    "parse_text",
+    "read_prompts",
+    "write_prompt_file",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +172,7 @@ def _entry(path: Path, entry: Mapping[str, Any]) -> SamplePrompt:
     return SamplePrompt(**values, ignored=tuple(ignored))
 
 
-def _named_file(job: Job) -> Path | None:
+def named_file(job: Job) -> Path | None:
     """The file that sample_prompts names, if it is a path and not prompts (--sample_prompts FILE)."""
     text = job.config.sample_prompts.strip()
     if "\n" in text or not text.lower().endswith((".txt", ".json", ".toml")):
@@ -188,7 +196,7 @@ def write_prompt_file(job: Job) -> Path | None:
     Raises:
         ConfigError: The named file is not there or cannot be read.
     """
-    named = _named_file(job)
+    named = named_file(job)
     if named is not None:
         read_prompts(named)
         return named
@@ -206,7 +214,7 @@ def for_job(job: Job) -> list[SamplePrompt]:
     Raises:
         ConfigError: The prompt file cannot be read.
     """
-    named = _named_file(job)
+    named = named_file(job)
     if named is not None:
         return read_prompts(named)
     path = _prompt_file(job)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from trainer import config as configuration
-from trainer import devices, metadata, networks, optimizers, plugins, prompts, schedules, states
+from trainer import devices, metadata, networks, optimizers, plugins, prompts, quiet, schedules, states
 from trainer.controls import Controls
 from trainer.data import cache as caches
 from trainer.data import folder
@@ -43,6 +43,8 @@ from trainer.progress import Scalars
 __all__ = ["prepare", "run"]
 
 FAMILIES = plugins.Folder("trainer.families")
+
+quiet.hush()  # models are imported later, with the first run
 
 
 def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Draws | None = None) -> Outcome:
