@@ -122,7 +122,8 @@ def test_entries_are_those_of_sd_scripts(name: str, tmp_path: Path) -> None:
         int(expected["ss_max_train_steps"]),
         int(expected["ss_num_epochs"]),
     )
-    found = Metadata(job, data, made, FAMILY(), network_for(job), expected["ss_optimizer"]).at(
+    model_family = FAMILY(2 if job.config.v2 else 1, v_parameterization=job.config.v_parameterization)
+    found = Metadata(job, data, made, model_family, network_for(job), expected["ss_optimizer"]).at(
         step=int(expected["ss_steps"]), epoch=int(expected["ss_epoch"])
     )
     assert found.keys() == golden.keys() - HASHES

@@ -17,7 +17,9 @@ from trainer.job import Job
 __all__ = ["family", "full_size", "job"]
 
 
-def _family(unet: Any, text_encoder: Any, v2: bool, single_file: bool) -> StableDiffusion:
+def _family(
+    unet: Any, text_encoder: Any, *, v2: bool, single_file: bool = True, v_parameterization: bool = False
+) -> StableDiffusion:
     return StableDiffusion(
         unet=unet,
         vae=None,
@@ -26,18 +28,26 @@ def _family(unet: Any, text_encoder: Any, v2: bool, single_file: bool) -> Stable
         device=torch.device("cpu"),
         dtype=torch.float32,
         v2=v2,
-        v_parameterization=False,
+        v_parameterization=v_parameterization,
         clip_skip=1,
         proj_saved_as_conv=v2 and single_file,
         keep_text=False,
     )
 
 
-def family(version: Literal[1, 2] = 1, *, single_file: bool = True) -> StableDiffusion:
+def family(
+    version: Literal[1, 2] = 1, *, single_file: bool = True, v_parameterization: bool = False
+) -> StableDiffusion:
     """A copy of the toy models, to be changed at will, as if loaded from a single file or a folder."""
     models = tiny.models(version)
     unet, text_encoder = copy.deepcopy(models["unet"]), copy.deepcopy(models["text_encoder"])
-    return _family(unet, text_encoder, version == 2, single_file)
+    return _family(
+        unet,
+        text_encoder,
+        v2=version == 2,
+        single_file=single_file,
+        v_parameterization=v_parameterization,
+    )
 
 
 def full_size(version: Literal[1, 2]) -> StableDiffusion:
@@ -58,7 +68,7 @@ def full_size(version: Literal[1, 2]) -> StableDiffusion:
                 num_attention_heads=heads,
             )
         )
-    return _family(unet, text_encoder, version == 2, single_file=True)
+    return _family(unet, text_encoder, v2=version == 2)
 
 
 def job(**values: Any) -> Job:
