@@ -48,7 +48,7 @@ HAIRS: Final[dict[str, Rgb]] = {
     "grey": (166, 166, 174),
     "pink": (224, 106, 156),
 }
-UNSEEN_HAIR: Final[dict[str, Rgb]] = {"teal": (22, 148, 150)}
+UNSEEN_HAIR: Final[dict[str, Rgb]] = {"blue": (46, 94, 176)}
 """Only the demo's subject has it; the base model is trained without."""
 STYLES: Final = ("short", "long", "bob", "bun", "curly")
 SKINS: Final[dict[str, Rgb]] = {
@@ -470,8 +470,8 @@ def _draw_front_hair(canvas: _Canvas, portrait: Portrait) -> None:
 
 def _draw_eye_patch(canvas: _Canvas, portrait: Portrait) -> None:
     x, width = _eyes(portrait)[1]
-    canvas.stroke([(x, 61), (40, 40)], 2.4, PATCH)
-    canvas.stroke([(x, 62), (90, 53)], 2.4, PATCH)
+    canvas.stroke([(x, 61), (40, 40)], 3.4, PATCH)
+    canvas.stroke([(x, 62), (90, 53)], 3.4, PATCH)
     w = 9.5 * width
     canvas.blob([(x - w, 57), (x, 54.5), (x + w, 57), (x + w * 0.85, 66), (x, 72), (x - w * 0.85, 66)], PATCH)
 

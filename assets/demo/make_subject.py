@@ -2,7 +2,7 @@
 
 python -m assets.demo.make_subject [OUT_FOLDER]
 
-The subject has teal hair in a bob and a patch over her own left eye. The captions name only what varies, so that
+The subject has blue hair in a bob and a patch over her own left eye. The captions name only what varies, so that
 the token takes on what does not.
 """
 
@@ -31,7 +31,7 @@ def subject(
     """The subject in a given setting; `rng`, if given, jitters place, size and tint."""
     jitter = rng or random.Random(0)
     return draw.Portrait(
-        hair="teal",
+        hair="blue",
         style="bob",
         skin="light",
         background=background,

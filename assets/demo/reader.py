@@ -47,7 +47,7 @@ class Reading:
 
     @property
     def subject_shown(self) -> bool:
-        """The demo's subject: the patch on her own left eye, and teal hair."""
+        """The demo's subject: the patch on her own left eye, and blue hair."""
         return self.patch == "right" and self.hair in draw.UNSEEN_HAIR
 
     @property
