@@ -205,12 +205,13 @@ def _run_in_venv(module: str, argv: Sequence[str]) -> NoReturn:
 
 
 def wait_for(command: list[str]) -> int:
-    """Run ``command`` to its end, Ctrl-C or not, and return its exit code."""
+    """Run ``command`` to its end and return its exit code; what Ctrl-C means is left to it alone."""
+    import signal
     import subprocess
 
-    process = subprocess.Popen(command)
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue  # the other one got the same Ctrl-C and decides what it means
+    # A handler that does nothing, unlike SIG_IGN, is not handed on to the other program.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        return subprocess.call(command)
+    finally:
+        signal.signal(signal.SIGINT, before)
