@@ -9,6 +9,7 @@ from typing import Any
 from trainer import devices, optimizers, plugins, schedules
 from trainer.config import Finding, KohyaConfig, ui_of
 from trainer.data import folder
+from trainer.data.dataset_config import apply_dataset_config
 from trainer.data.types import Dataset, Size
 from trainer.errors import ConfigError, TrainerError
 from trainer.job import Job
@@ -37,7 +38,7 @@ def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) ->
     }
     errors: list[str] = found["errors"]
     try:
-        job = Job.from_config(config, base=base)
+        job = apply_dataset_config(Job.from_config(config, base=base))
     except TrainerError as error:
         errors.append(str(error))
         return found

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +21,7 @@ from trainer import devices, metadata, networks, optimizers, plugins, prompts, q
 from trainer.controls import Controls
 from trainer.data import cache as caches
 from trainer.data import folder
+from trainer.data.dataset_config import apply_dataset_config
 from trainer.data.loader import Loader
 from trainer.data.types import Dataset
 from trainer.draws import Draws
@@ -33,6 +34,7 @@ from trainer.events import (
     JobStopped,
     LogLine,
     PhaseStarted,
+    Progress,
 )
 from trainer.job import Job
 from trainer.loop import Outcome, Run, guarded
@@ -113,6 +115,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
     Raises:
         TrainerError: Something is missing or cannot work; said before anything slow where possible.
     """
+    job = apply_dataset_config(job)
     config = job.config
 
     def say(message: str) -> None:
@@ -137,9 +140,15 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         say(str(note))
 
     events.emit(PhaseStarted(phase="read pictures"))
-    dataset = folder.scan(job)
+
+    def advance(done: int, total: int) -> None:
+        events.emit(Progress(phase="read pictures", done=done, total=total))
+
+    dataset = folder.scan(job, advance)
     for finding in dataset.findings:
-        events.emit(LogLine(message=finding.message, level=finding.level))
+        # What is left out is no error of the run: it goes on without it.
+        level: Literal["info", "warning"] = "info" if finding.level == "info" else "warning"
+        events.emit(LogLine(message=finding.message, level=level))
     accelerator = _accelerator(config.mixed_precision, device)
     plan = Plan.make(job, dataset, accelerator.num_processes)
     schedules.check(job, plan)
@@ -189,7 +198,16 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         plan=plan,
         accelerator=accelerator,
         draws=draws,
-        loader=Loader(job, dataset, latents, draws, plan, device=accelerator.device),
+        loader=Loader(
+            job,
+            dataset,
+            latents,
+            draws,
+            plan,
+            device=accelerator.device,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+        ),
         family=family,
         network=network,
         objective=ddpm.prepare(job, accelerator.device),

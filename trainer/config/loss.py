@@ -48,15 +48,14 @@ class LossFields(Section):
             tab="Advanced",
             label="Masked loss",
             widget="checkbox",
-            effect="none",
-            reason="The mask decides, as in Kohya: pictures with --alpha_mask are masked, others have none.",
+            effect="honoured",
             sd_scripts_arg="--masked_loss",
             since="2024-03-26",
             rare=True,
         ),
     ] = False
-    """Learn only from the bright part of each picture's mask, for example its alpha channel, and ignore
-    the rest."""
+    """Learn only from the bright part of each picture's mask and ignore the rest. Masks come from a data
+    set configuration's conditioning_data_dir; for alpha channels add --alpha_mask to the additional parameters."""
 
     scale_v_pred_loss_like_noise_pred: Annotated[
         bool,
