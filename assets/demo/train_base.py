@@ -131,18 +131,23 @@ def _face_weight() -> Tensor:
     return normed_HW
 
 
-def _vae_loss(vae: AutoencoderKL, pictures_BCHW: Tensor, weight_HW: Tensor, kl_weight: float) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        posterior = vae.encode(pictures_BCHW).latent_dist
-        out_BCHW = vae.decode(posterior.sample()).sample
+def _picture_loss(out_BCHW: Tensor, pictures_BCHW: Tensor, weight_HW: Tensor) -> Tensor:
     error_BCHW = out_BCHW.float() - pictures_BCHW
     loss: Tensor = (error_BCHW.abs() * weight_HW).mean()
     loss = loss + 0.5 * (error_BCHW.diff(dim=2).abs().mean() + error_BCHW.diff(dim=3).abs().mean())
     loss = loss + 0.5 * F.avg_pool2d(error_BCHW, 4).abs().mean()
+    return loss
+
+
+def _vae_loss(vae: AutoencoderKL, pictures_BCHW: Tensor, weight_HW: Tensor, kl_weight: float) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(pictures_BCHW).latent_dist
+        out_BCHW = vae.decode(posterior.sample()).sample
+    loss = _picture_loss(out_BCHW, pictures_BCHW, weight_HW)
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    loss = loss + kl_weight * kl
-    return loss
+    total: Tensor = loss + kl_weight * kl
+    return total
 
 
 class Muon(torch.optim.Optimizer):
@@ -344,6 +349,34 @@ def standardise(vae: AutoencoderKL) -> None:
     before.bias[4:] += 2 * factor_C.log()  # log variance
 
 
+def sharpen_decoder(work: Path, vae: AutoencoderKL, steps: int) -> AutoencoderKL:
+    """Trains the decoder on, for latents a little off, as samples are; the encoder, and so all latents, stay."""
+    done = work / "vae-sharp"
+    if done.exists():
+        return AutoencoderKL.from_pretrained(done)
+    torch.manual_seed(SEED + 1)
+    weight_HW = _face_weight()
+    half: dict[str, nn.Module] = {"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}
+
+    def loss_of(step: int) -> Tensor:
+        rng = random.Random(f"decoder {SEED} {step}")
+        pictures = [_confetti(draw.draw(draw.random_portrait(rng)), rng) for _ in range(4)]
+        pictures_BCHW = to_tensor(pictures)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents_BCHW = vae.encode(pictures_BCHW).latent_dist.sample()
+            off_BCHW = torch.randn_like(latents_BCHW) * (0.04 / SD_SCALE)
+            out_BCHW = vae.decode(latents_BCHW + off_BCHW).sample
+        return _picture_loss(out_BCHW, pictures_BCHW, weight_HW)
+
+    averaged = _train("decoder-training", half, loss_of, work, steps, 1e-3, 0.005, ema_decay=0.995)
+    vae.decoder.load_state_dict(averaged["decoder"].state_dict())
+    vae.post_quant_conv.load_state_dict(averaged["post_quant_conv"].state_dict())
+    vae.save_pretrained(done.with_suffix(".tmp"))
+    os.replace(done.with_suffix(".tmp"), done)
+    return vae
+
+
 @torch.no_grad()
 def cache_latents(work: Path, vae: AutoencoderKL) -> tuple[list[draw.Portrait], Tensor, Tensor]:
     """Portraits of the training set with mean and deviation of their latents, already scaled."""
@@ -459,6 +492,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--out", type=Path, default=HERE / "base", help="where the finished model goes")
     parser.add_argument("--vae-steps", type=int, default=1800)
+    parser.add_argument("--decoder-steps", type=int, default=1200)
     parser.add_argument("--unet-steps", type=int, default=2700)
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
@@ -474,6 +508,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         vae = train_vae(given.work, given.vae_steps)
         unet, text_encoder = train_unet(given.work, vae, tokenizer, given.unet_steps, given.batch_size)
+        vae = sharpen_decoder(given.work, vae, given.decoder_steps)
     export(given.out, vae, unet, text_encoder, tokenizer)
 
 
@@ -481,7 +516,9 @@ def _from_checkpoints(
     work: Path, tokenizer: CLIPTokenizer
 ) -> tuple[AutoencoderKL, UNet2DConditionModel, CLIPTextModel]:
     vae, unet, text_encoder = make_vae(), make_unet(), make_text_encoder(tokenizer)
-    if (work / "vae").exists():
+    if (work / "vae-sharp").exists():
+        vae = AutoencoderKL.from_pretrained(work / "vae-sharp")
+    elif (work / "vae").exists():
         vae = AutoencoderKL.from_pretrained(work / "vae")
     elif (work / "vae-training.pt").exists():
         vae.load_state_dict(_averaged(work / "vae-training.pt")["vae"])

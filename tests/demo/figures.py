@@ -75,7 +75,7 @@ def base_prompt(portrait: draw.Portrait) -> str:
 def load_pipeline(base: Path = BASE, lora: Path | None = None) -> Any:
     """The base model in fp32, with the LoRA (a Kohya file) put on by diffusers if one is given."""
     pipeline = StableDiffusionPipeline.from_pretrained(
-        base, torch_dtype=torch.float32, safety_checker=None, local_files_only=True
+        base, dtype=torch.float32, safety_checker=None, local_files_only=True
     )
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:
