@@ -27,7 +27,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tests.parity.make_golden import VOLATILE
+from tests.parity.make_golden import VOLATILE, same_value
 from tests.parity.replay import Record, ReplayDraws, trained_tensors
 from trainer import config as configuration
 from trainer.data.types import Batch
@@ -120,7 +120,9 @@ def compare_objective(record: Record, job: Job, findings: Findings) -> None:
 def compare_forward(record: Record, job: Job, findings: Findings) -> None:
     """Text encoder and UNet with the starting LoRA, on the inputs of the first micro-step."""
     family = Folder("trainer.families").get(job.family).load(job, torch.device("cpu"), torch.float32, print)
-    network = Folder("trainer.networks").get("lora").create(family, job, ReplayDraws(job.seed, record, []), print)
+    network = (
+        Folder("trainer.networks").get("lora").create(family, job, ReplayDraws(job.seed, record, []), print)
+    )
     network.attach()
     network.to(torch.device("cpu"), torch.float32)
     network.train(True)
@@ -283,7 +285,7 @@ def _compare_file(record: Record, path: Path, findings: Findings) -> None:
     values = {
         key: (our_metadata[key], their_metadata[key])
         for key in our_metadata.keys() & their_metadata.keys() - VOLATILE
-        if our_metadata[key] != their_metadata[key]
+        if not same_value(our_metadata[key], their_metadata[key])
     }
     findings.add("metadata values", f"{len(values)} differ", not values)
     for key, (mine, other) in sorted(values.items()):

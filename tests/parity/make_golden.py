@@ -16,7 +16,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-__all__ = ["VOLATILE", "golden"]
+__all__ = ["VOLATILE", "golden", "same_value"]
 
 VOLATILE = frozenset(
     [
@@ -35,6 +35,20 @@ VOLATILE = frozenset(
 """Metadata that differs from run to run or from program to program."""
 
 _PATHS = ("pretrained_model_name_or_path", "train_data_dir", "reg_data_dir", "output_dir", "network_weights")
+
+
+def same_value(ours: str, theirs: str) -> bool:
+    """Whether two metadata values say the same.
+
+    sd-scripts lists folders in the order of the file system, and spells a whole number 1 or 1.0
+    as the JSON did; Kohya's page makes it 1 on its way through the browser, as our loader does.
+    """
+    if ours == theirs:
+        return True
+    try:
+        return bool(json.loads(ours) == json.loads(theirs))
+    except json.JSONDecodeError:
+        return False
 
 
 def golden(folder: Path) -> dict[str, Any]:
