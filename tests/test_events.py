@@ -65,10 +65,12 @@ def test_unknown_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
 
 def test_many_threads_emit_without_loss(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "j.jsonl")
-    threads = [
-        threading.Thread(target=lambda: [log.emit(LogLine(message="x")) for _ in range(200)])
-        for _ in range(8)
-    ]
+
+    def emit_many() -> None:
+        for _ in range(200):
+            log.emit(LogLine(message="x"))
+
+    threads = [threading.Thread(target=emit_many) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
