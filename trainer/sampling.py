@@ -56,8 +56,7 @@ def scheduler_for(sampler: str, *, v_prediction: bool) -> Any:
     import diffusers
 
     name, options = SAMPLERS.get(sampler.removeprefix("k_"), SAMPLERS["ddim"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # diffusers is about to drop "dpmsolver"
+    with _quiet():
         scheduler = getattr(diffusers, name)(
             num_train_timesteps=1000,
             beta_start=0.00085,
@@ -100,7 +99,8 @@ def denoise(
     Returns:
         Model latents 1CHW, float32; None if stopped.
     """
-    scheduler.set_timesteps(steps, device=family.device)
+    with _quiet():
+        scheduler.set_timesteps(steps, device=family.device)
     noise = torch.randn((1, family.latent_channels, *latent_size), generator=generator)
     latents: Tensor = noise.to(family.device) * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
@@ -154,8 +154,9 @@ def sample(
     schedulers = [
         scheduler_for(name, v_prediction=job.config.v_parameterization) for _, _, name, _, _ in settings
     ]
-    for scheduler, (steps, *_) in zip(schedulers, settings, strict=True):
-        scheduler.set_timesteps(steps)
+    with _quiet():
+        for scheduler, (steps, *_) in zip(schedulers, settings, strict=True):
+            scheduler.set_timesteps(steps)
     total = sum(len(scheduler.timesteps) for scheduler in schedulers)
     emit(PhaseStarted(phase="sample", total=total, unit="steps"))
     done = 0
@@ -197,6 +198,15 @@ def sample(
             facts += f"Size: {width}x{height}, Model: {job.output_name}, Training step: {step}"
             _write(path, pixels, prompt, facts, {"seed": str(seed), "step": str(step)})
             emit(SampleReady(step=step, epoch=epoch, index=index, prompt=prompt.prompt, seed=seed, path=path))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' notes to programmers: on numpy 2, on "dpmsolver", which it is about to drop."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _known_samplers() -> set[str]:

@@ -223,23 +223,20 @@ class StableDiffusion(Family):
         self.keep_text = True
 
     def _keep(self, prompts: Sequence[str], weighted: bool) -> list[Tensor]:
-        missing = [prompt for prompt in dict.fromkeys(prompts) if (prompt, weighted) not in self._kept]
-        found = {}
+        distinct = dict.fromkeys(prompts)
+        missing = [prompt for prompt in distinct if (prompt, weighted) not in self._kept]
+        for prompt in distinct:
+            if (prompt, weighted) in self._kept:
+                self._kept.move_to_end((prompt, weighted))
         if missing:
             with torch.no_grad():
                 states = self._encode(missing, weighted)
-            found = dict(zip(missing, states.unbind(0), strict=True))
-            size_bytes = states[0].numel() * states.element_size()
-            for prompt, state in found.items():
+            for prompt, state in zip(missing, states.unbind(0), strict=True):
                 self._kept[prompt, weighted] = state.clone()
-            while len(self._kept) > max(len(found), REMEMBERED_BYTES // size_bytes):
+            room = REMEMBERED_BYTES // (states[0].numel() * states.element_size())
+            while len(self._kept) > max(len(distinct), room):
                 self._kept.popitem(last=False)
-        result = []
-        for prompt in prompts:
-            if prompt not in found:
-                self._kept.move_to_end((prompt, weighted))
-            result.append(self._kept[prompt, weighted])
-        return result
+        return [self._kept[prompt, weighted] for prompt in prompts]
 
     def _encode(self, prompts: Sequence[str], weighted: bool) -> Tensor:
         if not weighted:
@@ -323,7 +320,7 @@ class StableDiffusion(Family):
         self.unet.train()
         for encoder in self.text_encoders.values():
             checkpointed: Any = encoder
-            checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpointed.activation_checkpointing_enable({"use_reentrant": False})
             checkpointed.train()
 
 
