@@ -251,24 +251,54 @@ def test_autocast_runs_in_half_precision_with_float_weights() -> None:
     assert layer.lora_up.grad.dtype == torch.float32
 
 
+class Block(nn.Module):
+    """A block as models repeat them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + cast(Tensor, self.second(functional.gelu(self.first(x))))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at its inputs' own
 @pytest.mark.parametrize("dropouts", [{}, {"dropout": 0.3, "rank_dropout": 0.3, "module_dropout": 0.3}])
-def test_compiles_without_a_break(dropouts: dict[str, Any]) -> None:
-    module = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
-    layers = [filled(module[0], **dropouts), filled(module[2], **dropouts)]
+def test_repeated_blocks_share_one_compiled_graph(dropouts: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*[Block() for _ in range(10)])  # more than dynamo compiles one by one
+    layers = [filled(m, **dropouts) for m in blocks.modules() if isinstance(m, nn.Linear)]
     for layer in layers:
+        nn.init.normal_(layer.lora_up)
         layer.attach()
-        layer.train(bool(dropouts))
+    x = torch.randn(2, 3, 8, requires_grad=True)
+    expected = blocks(x)
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
     torch._dynamo.reset()
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    x = torch.randn(2, 8)
-    out = compiled(x)
-    out.sum().backward()
-    assert layers[0].lora_up.grad is not None
+    for block in blocks:
+        block.compile(backend=backend, fullgraph=True)
+    found = blocks(x)
+    found.sum().backward()
+    assert len(graphs) == 1
+    assert all(layer.lora_up.grad is not None for layer in layers)
     if not dropouts:
-        assert torch.allclose(out, module(x), atol=1e-6)
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+        for layer in layers:
+            layer.eval()  # as for samples: nothing to compile anew
+        assert torch.equal(blocks(x), found)
+        assert len(graphs) == 1
         for layer in layers:
             layer.multiplier = 0.0
-        assert torch.allclose(compiled(x), module(x), atol=1e-6)
+            layer.detach()
+        plain = blocks(x)
+        for layer in layers:
+            layer.attach()
+        assert torch.allclose(blocks(x), plain)
     torch._dynamo.reset()
 
 
@@ -408,6 +438,29 @@ def test_block_dims_choose_ranks_by_block(tiny: Family) -> None:
     assert {(layer.rank, layer.alpha) for layer in unet} == {(3, 0.5), (6, 0.5), (1, 0.5)}
     text = [layer for layer in network.layers if layer.target[0].part == "te1"]
     assert {(layer.rank, layer.alpha) for layer in text} == {(4, 2)}
+
+
+def test_checkpointed_models_train_alike(tiny: Family) -> None:
+    """Gradients with and without recomputing, all dropouts on, in diffusers' and transformers' own way."""
+    found: list[list[Tensor | None]] = []
+    for model in (tiny, family()):
+        network = randomised(create(model, network_dropout=0.2, rank_dropout=0.2, module_dropout=0.2))
+        if model is not tiny:
+            model.enable_gradient_checkpointing()
+        network.attach()
+        network.train(True)
+        calls: list[int] = []
+        inside = model.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
+        handle = inside.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        out = predict(model)
+        torch.autograd.backward(out.square().mean())
+        network.detach()
+        handle.remove()
+        assert len(calls) == (1 if model is tiny else 2)
+        found.append([parameter.grad for parameter in network.parameters()])
+    for plain, recomputed in zip(*found, strict=True):
+        assert (plain is None) == (recomputed is None)
+        assert plain is None or torch.equal(plain, cast(Tensor, recomputed))
 
 
 def test_param_groups_of_a_plain_network(tiny: Family) -> None:

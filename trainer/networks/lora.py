@@ -115,7 +115,7 @@ class LoraLayer(nn.Module):
             return out
         factor = self.multiplier * self.scale
         keep: Tensor | None = None
-        if self.training and self.module_dropout:
+        if self.module_dropout and self.training:
             # A draw on the CPU: no wait for the device. Compiled, a branch would split the graph.
             keep = torch.rand(1) >= self.module_dropout
             if not torch.compiler.is_compiling():
@@ -123,9 +123,9 @@ class LoraLayer(nn.Module):
                     return out
                 keep = None
         narrow = self._down(x)
-        if self.training and self.dropout:
+        if self.dropout and self.training:
             narrow = functional.dropout(narrow, self.dropout)
-        if self.training and self.rank_dropout:
+        if self.rank_dropout and self.training:
             mask_Br = torch.rand((narrow.shape[0], self.rank), device=narrow.device) > self.rank_dropout
             between = narrow.ndim - 2
             shape = (-1, self.rank, *[1] * between) if self.is_conv else (-1, *[1] * between, self.rank)
