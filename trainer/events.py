@@ -9,9 +9,9 @@ program opened later sees the whole run and a kill loses at most the line being 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -214,7 +214,9 @@ class EventLog:
     def __init__(self, journal: Path | None = None) -> None:
         self._events: list[Event] = []
         self._lock = threading.Lock()
-        self._file: io.TextIOBase | None = None
+        self._file: int | None = None
+        self._unwritten: list[str] = []
+        self._refused = False
         self.journal = journal
         if journal is not None:
             self.open(journal)
@@ -224,21 +226,25 @@ class EventLog:
         journal.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
             self.journal = journal
-            torn = journal.exists() and journal.stat().st_size > 0 and journal.read_bytes()[-1:] != b"\n"
-            self._file = journal.open("a", encoding="utf-8")
-            if torn:
-                self._file.write("\n")
-            self._write([event.as_json() for event in self._events])
+            self._refused = journal.exists() and journal.read_bytes()[-1:] not in (b"", b"\n")
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._file = os.open(journal, flags, 0o644)
+            self._write([])
 
     def _write(self, lines: list[str]) -> None:
-        if self._file is None or not lines:
+        """Append lines; what a full disk refuses is kept and tried again with the next event."""
+        self._unwritten += lines
+        if self._file is None or not self._unwritten:
             return
         try:
-            self._file.write("\n".join(lines) + "\n")
-            self._file.flush()
-        except OSError as error:  # a full disk must not end the training
-            self._file = None
-            self._events.append(LogLine(message=f"the journal stops here: {error}", level="warning"))
+            # A refused write may have left half a line: it is closed by the empty one before it.
+            start = "\n" if self._refused else ""
+            data = (start + "\n".join(self._unwritten) + "\n").encode()
+            if os.write(self._file, data) < len(data):
+                raise OSError("written in part")
+            self._unwritten, self._refused = [], False
+        except OSError:
+            self._refused = True
 
     def emit(self, event: Event) -> None:
         """Append ``event``; never waits for a reader."""
@@ -255,7 +261,7 @@ class EventLog:
         """Close the journal; the events stay readable."""
         with self._lock:
             if self._file is not None:
-                self._file.close()
+                os.close(self._file)
                 self._file = None
 
 

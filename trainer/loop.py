@@ -22,7 +22,7 @@ from trainer.controls import Controls
 from trainer.data.loader import Loader
 from trainer.data.types import Batch
 from trainer.draws import Draws
-from trainer.errors import DivergedError, OutOfMemoryError, TrainerError
+from trainer.errors import DivergedError, TrainerError
 from trainer.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -107,6 +107,9 @@ class Run:
         epoch = self.step // plan.updates_per_epoch
         self.network.train(True)
         self.built.train()
+        if stop_text_encoder_at is not None and self.step >= stop_text_encoder_at:
+            self.network.freeze_text_encoder()  # a resumed run
+            stop_text_encoder_at = None
         while self.step < plan.max_train_steps:
             self.events.emit(EpochStarted(epoch=epoch + 1, epochs=plan.epochs))
             for pending in self._epoch(epoch):
@@ -136,6 +139,7 @@ class Run:
         index = skip
         losses: list[Tensor] = []
         extra: dict[str, Tensor | float] = {}
+        batches = -(-plan.batches_per_epoch // self.accelerator.num_processes)
         first = epoch * plan.batches_per_epoch
 
         def draw(batch: Batch, number: int) -> Drawn:
@@ -149,7 +153,7 @@ class Run:
                 extra |= self.network.apply_max_norm(self.job.config.scale_weight_norms)
             index += 1
             self.micro += 1
-            if index % accumulation and index < plan.batches_per_epoch:
+            if index % accumulation and index < batches:
                 continue
             lr = self._update()
             self.step += 1
@@ -509,15 +513,10 @@ def _text_encoder_stop(job: Job, plan: Plan) -> int | None:
 
 
 def guarded(run: Run, act: Callable[[], Outcome]) -> Outcome:
-    """Run ``act``; NaN keeps the last good weights, out of memory becomes advice."""
+    """Run ``act``; after NaN the last good weights are saved, and the message names the file."""
     try:
         return act()
     except DivergedError as error:
         kept = run.save_last_good()
         note = f"; the last good weights are in {kept.name}" if kept else ""
         raise DivergedError(f"{error}{note}") from error
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            f"the device ran out of memory at step {run.step}: lower train_batch_size or the resolution, switch "
-            "gradient_checkpointing on, or cache latents to disk"
-        ) from error

@@ -25,7 +25,7 @@ from trainer.data.dataset_config import apply_dataset_config
 from trainer.data.loader import Loader
 from trainer.data.types import Dataset
 from trainer.draws import Draws
-from trainer.errors import ConfigError, StateError, StopTraining, TrainerError
+from trainer.errors import ConfigError, OutOfMemoryError, StateError, StopTraining, TrainerError
 from trainer.events import (
     EventLog,
     JobFailed,
@@ -82,11 +82,14 @@ def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Dra
         events.emit(JobStopped(step=0, path=None, state=None, elapsed_s=time.time() - started))
         return Outcome(step=0, path=None, state=None, stopped=True)
     except BaseException as error:
-        detail = "" if isinstance(error, TrainerError) else traceback.format_exc()
+        known = _translated(error, 0 if current is None else current.step)
+        detail = "" if isinstance(known, TrainerError) else traceback.format_exc()
         events.emit(
-            JobFailed(message=_sentence(error), step=0 if current is None else current.step, detail=detail)
+            JobFailed(message=_sentence(known), step=0 if current is None else current.step, detail=detail)
         )
-        raise
+        if known is error:
+            raise
+        raise known from error
     finally:
         if current is not None:
             current.scalars.close()
@@ -96,14 +99,21 @@ def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Dra
         events.close()
 
 
+def _translated(error: BaseException, step: int) -> BaseException:
+    """Out of memory, however it was raised, as our own error; anything else as it is."""
+    host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+    if not host and not isinstance(error, torch.OutOfMemoryError):
+        return error
+    where = "before the first step" if step == 0 else f"at step {step}"
+    return OutOfMemoryError(
+        f"{'the computer' if host else 'the card'} ran out of memory {where}: lower train_batch_size or "
+        "max_resolution, switch gradient_checkpointing on, or cache latents to disk"
+    )
+
+
 def _sentence(error: BaseException) -> str:
     if isinstance(error, TrainerError):
         return str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return (
-            "out of memory: lower train_batch_size or the resolution, switch gradient_checkpointing on, or cache "
-            "latents to disk"
-        )
     if isinstance(error, KeyboardInterrupt):
         return "interrupted at once: what was trained since the last save is lost"
     return f"{type(error).__name__}: {error}"

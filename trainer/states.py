@@ -129,6 +129,9 @@ def save_state(
         else:
             temporary.rename(folder)
         return size_bytes
+    except (RuntimeError, SafetensorError) as error:
+        # What torch and safetensors make of a full disk.
+        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
