@@ -57,15 +57,19 @@ class Form:
         """Values for all widgets, in their order."""
         return [_shown(getattr(config, name)) for name in self.widgets]
 
-    def read(self, values: Mapping[Component, Any], rest: Mapping[str, Any]) -> Loaded:
+    def read(self, values: Mapping[Component, Any], rest: Any) -> Loaded:
         """What the page holds, as a configuration; nothing that a browser sends is trusted.
 
         Args:
             values: By widget, as gradio hands them over for a set of inputs.
             rest: The loaded configuration: fields without a widget and unknown keys come from it.
+
+        Raises:
+            ConfigError: ``rest`` is too large, or holds what JSON cannot.
         """
-        given = {name: values[item] for name, item in self.widgets.items() if values[item] is not None}
-        return configuration.loads({**rest, **given})
+        # An emptied number box sends None; as in a file, an empty text is what it reads as.
+        given = {name: "" if values[item] is None else values[item] for name, item in self.widgets.items()}
+        return configuration.loads({**(rest if isinstance(rest, Mapping) else {}), **given})
 
 
 def widget(name: str) -> Component:

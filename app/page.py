@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import html
+import os
+import signal
 import sys
-import tempfile
 import threading
+import time
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +23,40 @@ from app.session import Session
 from app.tabs import parameters, train
 from trainer import config as configuration
 from trainer.config import KohyaConfig, Loaded
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError
 from trainer.files import REPOSITORY
 
 __all__ = ["build", "serve"]
 
-Updates = dict[Component, Any]
+WARM_UP_AFTER_S = 4.0
+"""After the first page was opened: PyTorch takes seconds to import, and the page shall be there first."""
+LARGEST_UPLOAD = "16mb"
+"""Configurations are all that is uploaded; trainer.config refuses large ones with a sentence."""
+
+DOWNLOAD = """(text, name) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}"""
+
+FOLLOW_LOG = """() => setTimeout(() => {
+    const box = document.querySelector("#log textarea");
+    if (!box) return;
+    if (box.follows === undefined) {
+        box.follows = true;
+        box.addEventListener("scroll", () => {
+            box.follows = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+        });
+    }
+    if (box.follows) box.scrollTop = box.scrollHeight;
+}, 50)"""
+"""Keeps the end of the log in sight, unless a person has scrolled up to read."""
 
 
 def serve(options: Options) -> None:
-    """Serve the page until the program is ended.
+    """Serve the page until the program is ended, and a run with it: Ctrl-C lets it save first.
 
     Args:
         options: The flags of ``python -m app``.
@@ -37,9 +65,9 @@ def serve(options: Options) -> None:
         session = Session.open(options, *_first(options))
     except TrainerError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: the folder {options.state} cannot be used ({error}): choose another --state")
     page = build(session)
-    # PyTorch takes seconds to import; the page need not wait for it.
-    threading.Thread(target=_warm_up, name="warm-up", daemon=True).start()
     try:
         page.queue(default_concurrency_limit=None)
         page.launch(
@@ -48,7 +76,10 @@ def serve(options: Options) -> None:
             auth=options.auth,
             inbrowser=options.browser,
             allowed_paths=session.served,
+            max_file_size=LARGEST_UPLOAD,
+            run_history=False,
             footer_links=[],
+            favicon_path=looks.ICON,
             quiet=True,
             show_error=True,
             theme=looks.theme(),
@@ -59,11 +90,41 @@ def serve(options: Options) -> None:
         sys.exit(
             f"error: port {options.port} of {options.host} cannot be used ({error}): choose another --port"
         )
-    # gradio copies the list; it must see the folders of later runs.
-    page.allowed_paths = session.served
-    sys.stdout.write(f"LoRA Kiln is at {page.local_url}  (Ctrl-C ends it)\n")
+    _say(f"LoRA Kiln is at {page.local_url}  (Ctrl-C ends it)")
+    try:
+        _wait_for_end(session)
+    finally:
+        page.close(verbose=False)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-    page.block_thread()
+
+
+def _wait_for_end(session: Session) -> None:
+    """Return once the program is asked to end and no run is left; the second Ctrl-C does not wait."""
+
+    def terminated(number: int, frame: types.FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminated)
+    try:
+        while True:
+            time.sleep(3600)  # unlike a lock, it is woken by Ctrl-C on Windows too
+    except KeyboardInterrupt:
+        pass
+    try:
+        if session.runner.running:
+            _say("stopping: the run finishes its step and saves (Ctrl-C again: at once, unsaved)")
+            session.runner.stop()
+            while not session.runner.wait(0.2):
+                pass
+            session.view.update()
+            _say(session.view.lines[-1] if session.view.lines else "stopped")
+    except KeyboardInterrupt:
+        _say("ended without saving")
+        os._exit(130)  # the training thread would go on until its step is done
 
 
 def _first(options: Options) -> tuple[KohyaConfig, Path]:
@@ -76,39 +137,65 @@ def _warm_up() -> None:
     import trainer.runner  # noqa: F401
 
 
-def build(session: Session) -> gr.Blocks:
-    """All tabs over one form."""
+class _Once:
+    """Starts the warm-up when the first page is opened, and then never again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __call__(self) -> None:
+        if self._lock.acquire(blocking=False):
+            timer = threading.Timer(WARM_UP_AFTER_S, _warm_up)
+            timer.daemon = True
+            timer.start()
+
+
+def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Blocks:
+    """All tabs over one form.
+
+    Args:
+        session: The server's state.
+        opened: Called whenever a page is opened; by default the first one warms the trainer up.
+    """
     form = Form()
+    opened = opened or _Once()
     with gr.Blocks(title="LoRA Kiln", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
-        gr.HTML(
-            '<header class="kiln-head"><h1>LoRA Kiln</h1>'
-            "<p>Train a LoRA from your pictures. Same settings, same files as Kohya's LoRA tab.</p></header>"
-        )
+        with gr.Row(elem_classes="kiln-top"):
+            gr.HTML(
+                '<header class="kiln-head"><h1>LoRA Kiln</h1>'
+                "<p>Train a LoRA from your pictures. Same settings, same files as Kohya's LoRA tab.</p></header>",
+                padding=False,
+            )
+            demo = gr.Button("Try the demo", variant="primary", size="md", scale=0, elem_id="demo")
         # What the page does not show of the loaded file: other families' fields, unknown keys.
         rest = gr.JSON(visible=False)
         base = gr.Textbox(visible=False)
-        with gr.Row(elem_classes="kiln-bar", equal_height=True):
+        text, name = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        with gr.Row(elem_classes="kiln-bar"):
             preset = gr.Dropdown(
-                presets.names(), value=None, label="Preset", info="Fills all fields", min_width=180, scale=2
+                presets.choices(), value=None, label="Preset", min_width=170, scale=2, elem_id="preset"
             )
             path = gr.Textbox(
-                label="Configuration file", info="A Kohya JSON on this machine", scale=4, min_width=240
+                label="Configuration file",
+                placeholder="Path of a Kohya JSON",
+                max_lines=1,
+                scale=4,
+                min_width=230,
+                elem_id="config-path",
             )
-            with gr.Column(scale=2, min_width=200):
-                with gr.Row():
-                    load = gr.Button("Load", size="sm", min_width=80)
-                    save = gr.Button("Save", size="sm", min_width=80)
-                with gr.Row():
-                    upload = gr.UploadButton("Open …", file_types=[".json"], size="sm", min_width=80)
-                    download = gr.DownloadButton("Download", size="sm", min_width=80)
-            demo = gr.Button("Try the demo", variant="primary", min_width=140, scale=1, elem_id="demo")
-        report = gr.HTML(elem_id="report")
+            load = gr.Button("Load", size="md", min_width=80, scale=0, elem_id="load")
+            save = gr.Button("Save", size="md", min_width=80, scale=0, elem_id="save")
+            upload = gr.UploadButton(
+                "Upload", file_types=[".json"], size="md", min_width=80, scale=0, elem_id="upload"
+            )
+            download = gr.Button("Download", size="md", min_width=80, scale=0, elem_id="download")
+        report = gr.HTML(elem_id="report", padding=False)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Parameters", id="parameters"):
                 parameters.render(form)
-            with gr.Tab("Train", id="train"):
+            with gr.Tab("Train", id="train") as train_tab:
                 panel = train.render()
-        cursor = gr.Number(-1, visible=False)
+        cursor = gr.Textbox(visible=False)
         timer = gr.Timer(1.0)
 
         fields: list[Component] = list(form.widgets.values())
@@ -116,53 +203,63 @@ def build(session: Session) -> gr.Blocks:
         inputs = {*fields, rest, base, path}
 
         def shown(loaded: Loaded, where: Path, message: str) -> list[Any]:
-            return [
-                *form.show(loaded.config),
-                loaded.config.model_dump(),
-                str(where),
-                _report(loaded, message),
-            ]
+            config = loaded.config
+            return [*form.show(config), config.model_dump(), _base_name(where), _report(loaded, message)]
 
         def read(values: dict[Component, Any]) -> tuple[Loaded, Path]:
-            where = Path(values[base]) if values[base] else session.base
-            if session.paths.confined:
-                # A browser may send any base; only the repository and the roots' own count.
-                where = REPOSITORY if where.resolve() == REPOSITORY else session.base
-            return form.read(values, values[rest] or {}), where
+            return form.read(values, values[rest]), _base_named(values[base])
 
         def on_open() -> list[Any]:
-            return [*form.show(session.config), session.config.model_dump(), str(session.base), ""]
+            opened()
+            config = session.config
+            return [*form.show(config), config.model_dump(), _base_name(session.base), ""]
 
-        def on_preset(name: str | None) -> list[Any]:
-            if not name:
+        def on_preset(chosen: str | None) -> list[Any]:
+            if not chosen:
                 return [gr.skip()] * len(outputs)
-            file = presets.path_of(name)
-            return shown(configuration.load(file), presets.base_of(file), f"preset {name}")
+            file = presets.path_of(str(chosen))
+            return shown(configuration.load(file), presets.base_of(file), f"preset {presets.title(chosen)}")
 
-        def on_load(text: str) -> list[Any]:
-            file = session.paths.resolve(text)
+        def on_demo() -> list[Any]:
+            file = presets.path_of(presets.DEMO)
+            loaded, where = configuration.load(file), presets.base_of(file)
+            model = where / loaded.config.pretrained_model_name_or_path
+            if not model.exists():
+                raise ConfigError(f"the demo's model is missing ({model}): get the program's files again")
+            loaded = Loaded(session.paths.writable(loaded.config), loaded.report)
+            return [*shown(loaded, where, "demo: press Start"), presets.DEMO, gr.Tabs(selected="train")]
+
+        def on_load(typed: str) -> list[Any]:
+            file = session.paths.resolve(typed or "")
             return shown(configuration.load(file), presets.base_of(file), f"loaded {file}")
 
         def on_upload(file: str) -> list[Any]:
-            return shown(configuration.load(file), session.base, "opened the uploaded file")
+            return shown(configuration.load(file), Path.cwd(), f"loaded {Path(file).name}")
 
         def on_save(values: dict[Component, Any]) -> str:
             loaded, _ = read(values)
-            file = session.paths.resolve(values[path], write=True)
-            left_out = configuration.save(loaded.config, file if file.suffix else file.with_suffix(".json"))
+            typed = (values[path] or "").strip()
+            file = session.paths.resolve(
+                typed if typed.lower().endswith(".json") else f"{typed}.json", write=True
+            )
+            left_out = configuration.save(loaded.config, file)
             return _report(Loaded(loaded.config, left_out), f"saved {file}")
 
-        def on_download(values: dict[Component, Any]) -> str:
+        def on_download(values: dict[Component, Any]) -> tuple[str, str]:
             loaded, _ = read(values)
-            folder = Path(tempfile.mkdtemp())
-            file = folder / f"{_plain_name(loaded.config.output_name)}.json"
-            configuration.save(loaded.config, file)
-            return str(file)
+            return configuration.dumps(loaded.config), f"{_plain_name(loaded.config.output_name)}.json"
 
-        def on_start(values: dict[Component, Any]) -> tuple[Any, str]:
-            loaded, where = read(values)
-            session.start(loaded.config, where)
-            return gr.Tabs(selected="train"), ""
+        def on_start(values: dict[Component, Any]) -> list[Any]:
+            try:
+                loaded, where = read(values)
+                session.start(loaded.config, where)
+            except TrainerError as error:
+                return [*train.buttons(session.doing), train.refused(str(error)), gr.skip()]
+            return [*train.buttons("running"), "", session.view.progress_html("running")]
+
+        def on_stop() -> list[Any]:
+            session.runner.stop()
+            return [*train.buttons(session.doing), session.view.progress_html(session.doing)]
 
         def guarded(act: Any) -> Any:
             """A person's mistake becomes a message on the page."""
@@ -171,7 +268,10 @@ def build(session: Session) -> gr.Blocks:
                 try:
                     return act(*arguments)
                 except TrainerError as error:
-                    raise gr.Error(html.escape(str(error)), duration=20, title="Please check") from error
+                    message = html.escape(str(error))
+                    raise gr.Error(
+                        message, duration=20, title="Please check", print_exception=False
+                    ) from error
 
             return wrapped
 
@@ -182,12 +282,15 @@ def build(session: Session) -> gr.Blocks:
         path.submit(guarded(on_load), path, outputs, **quiet)
         upload.upload(guarded(on_upload), upload, outputs, **quiet)
         save.click(guarded(on_save), inputs, report, **quiet)
-        download.click(guarded(on_download), inputs, download, **quiet)
-        demo.click(lambda: "demo", None, preset, **quiet).then(
-            guarded(lambda: on_preset("demo")), None, outputs, **quiet
-        ).then(lambda: gr.Tabs(selected="train"), None, tabs, **quiet)
-        panel.start.click(guarded(on_start), inputs, [tabs, report], **quiet)
-        panel.stop.click(session.runner.stop, None, None, **quiet)
+        download.click(guarded(on_download), inputs, [text, name], **quiet).success(
+            None, [text, name], None, js=DOWNLOAD, **quiet
+        )
+        demo.click(guarded(on_demo), None, [*outputs, preset, tabs], **quiet)
+        run = [panel.start, panel.stop]
+        panel.start.click(guarded(on_start), inputs, [*run, panel.notices, panel.progress], **quiet)
+        panel.stop.click(on_stop, None, [*run, panel.progress], **quiet)
+        # gradio's own autoscroll stays at the top once many lines come at a time.
+        gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **quiet)
         timer.tick(
             lambda seen: train.tick(session, seen),
             cursor,
@@ -196,6 +299,15 @@ def build(session: Session) -> gr.Blocks:
             **quiet,
         )
     return page
+
+
+def _base_name(base: Path) -> str:
+    """How the page remembers where relative paths start: a name, since a browser may send anything."""
+    return "program" if base == REPOSITORY else ""
+
+
+def _base_named(name: Any) -> Path:
+    return REPOSITORY if name == "program" else Path.cwd()
 
 
 def _plain_name(text: str) -> str:

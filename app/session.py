@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.options import Options
 from app.paths import Paths
-from app.view import RunView
+from app.view import RunView, State
 from trainer.config import KohyaConfig
 from trainer.events import EventLog
 from trainer.job import Job
@@ -16,13 +18,16 @@ from trainer.worker import Runner
 
 __all__ = ["Session"]
 
+THUMBNAILS_KEPT_S = 30 * 86400
+
 
 @dataclass
 class Session:
     """One server's state. The pages hold nothing that a reload would lose while a run goes on."""
 
     paths: Paths
-    thumbnails: Path
+    state: Path
+    """Folder for what is remembered between starts."""
     config: KohyaConfig
     """What a page shows when it opens."""
     base: Path
@@ -31,6 +36,9 @@ class Session:
     view: RunView = field(init=False)
     served: list[str] = field(default_factory=list)
     """Folders whose files the page may fetch: thumbnails and the sample folders of runs."""
+    key: str = field(default_factory=lambda: secrets.token_hex(4))
+    """Tells this server from the one before it, whose runs an open page may still show."""
+    runs: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -38,12 +46,28 @@ class Session:
         self.view = RunView(EventLog(), self.thumbnails)
         self.thumbnails.mkdir(parents=True, exist_ok=True)
         self.served.append(str(self.thumbnails))
+        oldest = time.time() - THUMBNAILS_KEPT_S
+        for file in self.thumbnails.glob("*.webp"):
+            if file.stat().st_mtime < oldest:
+                file.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, options: Options, config: KohyaConfig, base: Path) -> Session:
         """The session of a server that starts with ``options``."""
         paths = Paths(options.roots, confined=options.listen)
-        return cls(paths=paths, thumbnails=options.state / "thumbnails", config=config, base=base)
+        return cls(paths=paths, state=options.state, config=config, base=base)
+
+    @property
+    def thumbnails(self) -> Path:
+        """Folder for thumbnails of samples."""
+        return self.state / "thumbnails"
+
+    @property
+    def doing(self) -> State:
+        """Whether a run goes on, and whether it was asked to stop."""
+        if not self.runner.running:
+            return "idle"
+        return "stopping" if self.runner.controls.stop.is_set() else "running"
 
     def start(self, config: KohyaConfig, base: Path) -> Job:
         """Check ``config`` and start training it.
@@ -51,12 +75,13 @@ class Session:
         Raises:
             ConfigError: It cannot be trained, or a run is going on.
         """
-        job = Job.from_config(config, base=base)
+        job = Job.from_config(self.paths.expand(config), base=base)
         self.paths.check(job)
         with self._lock:
             self.runner.start(job)
             self.config, self.base = config, base
             self.view = RunView(self.runner.events, self.thumbnails)
+            self.runs += 1
             samples = str(job.output_dir / "sample")
             if samples not in self.served:
                 self.served.append(samples)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import html
+import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 from PIL import Image
@@ -32,11 +34,16 @@ from trainer.events import (
 )
 from trainer.files import atomic_path
 
-__all__ = ["Point", "RunView", "Sample"]
+__all__ = ["Part", "Point", "RunView", "Sample", "State"]
 
 LOG_LINES = 500
 CHART_POINTS = 400
+SAMPLES_SHOWN = 200
+WARNINGS_SHOWN = 100
 THUMBNAIL_PX = 256
+
+State = Literal["idle", "running", "stopping"]
+Part = Literal["progress", "notices", "memory", "chart", "samples", "log"]
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,10 @@ class RunView:
 
     log: EventLog
     thumbnails: Path
-    version: int = 0
-    """Grows with every event; a page that has seen this version has nothing new to draw."""
+    revisions: Counter[Part] = field(default_factory=Counter)
+    """How often each part of the page has changed: a page draws again only what it has not seen."""
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+    warnings: list[str] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     started: JobStarted | None = None
@@ -78,7 +86,6 @@ class RunView:
     phase: str = ""
     done: int = 0
     total: int | None = None
-    phase_started: float = 0.0
     end: JobFinished | JobStopped | JobFailed | None = None
     _cursor: int = 0
     _step_s: float | None = None
@@ -90,28 +97,29 @@ class RunView:
             events, self._cursor = self.log.since(self._cursor)
             for event in events:
                 self._take(event)
-            self.version = self._cursor
 
     def _take(self, event: Event) -> None:
         match event:
             case JobStarted():
                 self.started = event
+                self.revisions["progress"] += 1
             case PhaseStarted():
                 self.phase, self.done, self.total = event.phase, 0, event.total
-                self.phase_started = event.time
+                self.revisions["progress"] += 1
                 if event.phase != "train":
                     self._say(event, event.phase)
             case Progress():
                 self.done, self.total = event.done, event.total or self.total
+                self.revisions["progress"] += 1
             case EpochStarted():
                 self._say(event, f"epoch {event.epoch}/{event.epochs}")
             case StepDone():
                 self._step(event)
             case MemorySampled():
                 self.memory = event
+                self.revisions["memory"] += 1
             case LogLine():
-                mark = {"warning": "warning: ", "error": "ERROR: "}.get(event.level, "")
-                self._say(event, mark + event.message)
+                self._line(event)
             case SampleReady():
                 self._sample(event)
             case CheckpointSaved():
@@ -119,22 +127,37 @@ class RunView:
             case CheckpointRemoved():
                 self._say(event, f"removed {event.path.name}")
             case JobFinished():
-                self.end = event
-                self._say(event, f"finished after {event.elapsed_s:.0f} s: {event.path}")
+                self._end(event, f"finished after {event.elapsed_s:.0f} s: {event.path}")
             case JobStopped():
-                self.end = event
-                self._say(event, f"stopped at step {event.step}; to go on, resume from {event.state}")
+                self._end(event, f"stopped at step {event.step}; to go on, resume from {event.state}")
             case JobFailed():
-                self.end = event
-                self._say(event, f"ERROR: {event.message}")
+                self._end(event, f"ERROR: {event.message}")
 
     def _say(self, event: Event, text: str) -> None:
         self.lines.append(f"{time.strftime('%H:%M:%S', time.localtime(event.time))}  {text}")
+        self.revisions["log"] += 1
+
+    def _line(self, event: LogLine) -> None:
+        # What does not end the run is a warning, however grave: a picture left out, a save that failed.
+        grave = event.level != "info"
+        self._say(event, f"warning: {event.message}" if grave else event.message)
+        if grave:
+            self.warnings.append(event.message)
+            self.revisions["notices"] += 1
+
+    def _end(self, event: JobFinished | JobStopped | JobFailed, text: str) -> None:
+        self.end = event
+        self.revisions["progress"] += 1
+        self.revisions["notices"] += 1
+        self._say(event, text)
 
     def _step(self, event: StepDone) -> None:
         self.step, self.phase, self.done = event, "train", event.step
+        self.total = self.started.steps if self.started else self.total
         self._step_s = event.step_s if self._step_s is None else 0.9 * self._step_s + 0.1 * event.step_s
         self.points.append(Point(event.step, event.loss, event.avr_loss))
+        self.revisions["progress"] += 1
+        self.revisions["chart"] += 1
         if self.started is not None and (event.step % 10 == 0 or event.step == self.started.steps):
             self._say(event, f"step {event.step}/{self.started.steps}  avr_loss={event.avr_loss:.3g}")
 
@@ -145,11 +168,12 @@ class RunView:
         try:
             with Image.open(event.path) as picture, atomic_path(thumbnail) as temporary:
                 picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-                picture.save(temporary, "WEBP", quality=85)
+                picture.save(temporary, "WEBP", quality=90)
         except OSError as error:
             self._say(event, f"no thumbnail of {event.path.name}: {error}")
             return
         self.samples.append(Sample(event, thumbnail))
+        self.revisions["samples"] += 1
 
     @property
     def eta_s(self) -> float | None:
@@ -159,21 +183,31 @@ class RunView:
         return (self.started.steps - self.step.step) * self._step_s
 
     def chart(self) -> list[Point]:
-        """At most `CHART_POINTS` points: every n-th, the newest always among them."""
-        stride = -(-len(self.points) // CHART_POINTS) or 1
-        return self.points[::-1][::stride][::-1]
+        """At most `CHART_POINTS` points with a finite loss: every n-th, the newest always among them."""
+        drawn = [point for point in self.points if math.isfinite(point.loss)]
+        stride = -(-len(drawn) // CHART_POINTS) or 1
+        return drawn[::-1][::stride][::-1]
 
-    def progress_html(self) -> str:
-        """The bar, with phase, step, loss and ETA in words."""
+    def progress_html(self, state: State) -> str:
+        """The bar, with phase, step, loss and ETA in words.
+
+        Args:
+            state: Whether the run goes on, and whether it was asked to stop.
+        """
+        if state == "idle" and self.end is None:
+            return '<p class="kiln-empty">Nothing is being trained.</p>'
         share = 0.0 if not self.total else min(self.done / self.total, 1.0)
+        tone = "going" if self.total else "going unknown"
         if isinstance(self.end, JobFinished):
-            share, state, tone = 1.0, f"Finished in {duration(self.end.elapsed_s)}", "done"
+            share, words, tone = 1.0, f"Finished in {duration(self.end.elapsed_s)}", "done"
         elif isinstance(self.end, JobStopped):
-            state, tone = f"Stopped at step {self.end.step} and saved", "stopped"
+            words, tone = f"Stopped at step {self.end.step} and saved", "stopped"
         elif isinstance(self.end, JobFailed):
-            state, tone = self.end.message, "failed"
+            words, tone = f"Failed at step {self.end.step}" if self.end.step else "Did not start", "failed"
+        elif state == "stopping":
+            words, tone = "Stopping: this step is finished and saved first", f"{tone} stopped"
         else:
-            state, tone = PHASES.get(self.phase, self.phase.capitalize() or "Waiting"), "going"
+            words = PHASES.get(self.phase, self.phase.capitalize() or "Starting")
         facts = [f"{self.done} / {self.total}"] if self.total and self.end is None else []
         if self.step is not None:
             facts.append(f"loss {self.step.avr_loss:.4f}")
@@ -182,39 +216,59 @@ class RunView:
             facts.append(f"{duration(self.eta_s)} left")
         return (
             f'<div class="kiln-progress {tone}" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
-            f'aria-valuenow="{share * 100:.0f}"><div class="words"><b>{html.escape(state)}</b>'
+            f'aria-valuenow="{share * 100:.0f}"><div class="words"><b>{html.escape(words)}</b>'
             f"<span>{html.escape(' · '.join(facts))}</span></div>"
             f'<div class="bar"><i style="width:{share * 100:.1f}%"></i></div></div>'
         )
+
+    def notices_html(self) -> str:
+        """How the run ended, where its files are, and what it warned of."""
+        parts = []
+        match self.end:
+            case JobFailed(message=message, detail=detail):
+                more = fold("Details for a bug report", f"<pre>{html.escape(detail)}</pre>") if detail else ""
+                parts.append(alert("failed", message, more))
+            case JobFinished(path=path):
+                parts.append(alert("done", "The LoRA is here:", f"<code>{html.escape(str(path))}</code>"))
+            case JobStopped(state=state) if state is not None:
+                text = 'To go on, put this folder into "Resume from saved training state" (Advanced):'
+                parts.append(alert("stopped", text, f"<code>{html.escape(str(state))}</code>"))
+        if self.warnings:
+            count = len(self.warnings)
+            items = [f"<li>{html.escape(text)}</li>" for text in self.warnings[:WARNINGS_SHOWN]]
+            if count > WARNINGS_SHOWN:
+                items.append(f"<li>and {count - WARNINGS_SHOWN} more, in the log</li>")
+            title = "1 warning" if count == 1 else f"{count} warnings"
+            parts.append(alert("warned", "", fold(title, f"<ul>{''.join(items)}</ul>")))
+        return "".join(parts)
 
     def memory_html(self) -> str:
         """Gauges of device and host memory."""
         if self.memory is None:
             return ""
         memory = self.memory
-        gauges = [
-            gauge("RAM", memory.ram_bytes, memory.ram_total_bytes, memory.ram_peak_bytes),
-        ]
         if memory.vram_bytes is not None and memory.vram_total_bytes:
-            gauges.insert(
-                0, gauge("VRAM", memory.vram_bytes, memory.vram_total_bytes, memory.vram_peak_bytes or 0)
-            )
+            vram = gauge("VRAM", memory.vram_bytes, memory.vram_total_bytes, memory.vram_peak_bytes or 0)
         else:
-            gauges.insert(0, '<div class="gauge"><span>VRAM</span><em>no GPU: training on the CPU</em></div>')
-        return f'<div class="kiln-gauges">{"".join(gauges)}</div>'
+            vram = '<div class="gauge"><span>VRAM</span><em>no GPU: training on the CPU</em></div>'
+        ram = gauge("RAM", memory.ram_bytes, memory.ram_total_bytes, memory.ram_peak_bytes)
+        return f'<div class="kiln-gauges">{vram}{ram}</div>'
 
     def samples_html(self) -> str:
         """Samples, newest first, one group a step."""
         if not self.samples:
-            return '<p class="kiln-empty">Samples appear here as they are drawn.</p>'
+            return '<p class="kiln-empty">Sample pictures appear here as they are drawn.</p>'
         groups: dict[int, list[Sample]] = {}
-        for sample in self.samples:
+        for sample in self.samples[-SAMPLES_SHOWN:]:
             groups.setdefault(sample.event.step, []).append(sample)
         parts = []
         for step in sorted(groups, reverse=True):
             figures = "".join(figure(sample) for sample in groups[step])
             title = "Before training" if step == 0 else f"Step {step}"
             parts.append(f"<section><h4>{title}</h4><div>{figures}</div></section>")
+        if len(self.samples) > SAMPLES_SHOWN:
+            folder = html.escape(str(self.samples[0].event.path.parent))
+            parts.append(f'<p class="kiln-empty">Older ones are in {folder}</p>')
         return f'<div class="kiln-samples">{"".join(parts)}</div>'
 
 
@@ -237,6 +291,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
 
 
+def alert(tone: str, text: str, more: str = "") -> str:
+    """A box that is hard to overlook; ``text`` is escaped here, ``more`` is HTML."""
+    role = "alert" if tone == "failed" else "status"
+    words = f"<p>{html.escape(text)}</p>" if text else ""
+    return f'<div class="kiln-alert {tone}" role="{role}">{words}{more}</div>'
+
+
+def fold(title: str, content: str) -> str:
+    """HTML ``content`` that opens with a click on ``title``."""
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
+
+
 def gauge(name: str, used_bytes: int, total_bytes: int, peak_bytes: int) -> str:
     """One memory gauge: used, peak mark, total."""
     used, peak = used_bytes / total_bytes, min(peak_bytes / total_bytes, 1.0)
@@ -250,11 +316,11 @@ def gauge(name: str, used_bytes: int, total_bytes: int, peak_bytes: int) -> str:
 
 def figure(sample: Sample) -> str:
     """A thumbnail that opens the full picture."""
-    caption = html.escape(sample.event.prompt, quote=True)
+    prompt = html.escape(sample.event.prompt, quote=True)
     full, small = served(sample.event.path), served(sample.thumbnail)
     return (
-        f'<figure><a href="{full}" target="_blank" rel="noopener"><img src="{small}" alt="{caption}" '
-        f'title="{caption}" loading="lazy"></a></figure>'
+        f'<figure><a href="{full}" target="_blank" rel="noopener"><img src="{small}" alt="{prompt}" '
+        f'title="{prompt}" loading="lazy"></a><figcaption>{prompt}</figcaption></figure>'
     )
 
 
