@@ -1,14 +1,14 @@
 """What can go wrong, as one tree; every message is a sentence for a person.
 
-    TrainerError
-    ├── SetupError        the program's own environment (packages, disk, Python)
-    ├── ConfigError       a JSON file, a field or a combination of fields
-    ├── DatasetError      pictures, captions, folders
-    ├── ModelFileError    checkpoints, LoRA files, tokenizers
-    ├── StateError        a state folder that cannot be resumed from
-    ├── DivergedError     NaN or infinity during training
-    └── OutOfMemoryError  device or host memory
-    StopTraining          not an error: the person asked to stop
+TrainerError
+├── SetupError        the program's own environment (packages, disk, Python)
+├── ConfigError       a JSON file, a field or a combination of fields
+├── DatasetError      pictures, captions, folders
+├── ModelFileError    checkpoints, LoRA files, tokenizers
+├── StateError        a state folder that cannot be resumed from
+├── DivergedError     NaN or infinity during training
+└── OutOfMemoryError  device or host memory
+StopTraining          not an error: the person asked to stop
 """
 
 from __future__ import annotations
@@ -58,5 +58,5 @@ class OutOfMemoryError(TrainerError):
     """The device or the host ran out of memory."""
 
 
-class StopTraining(BaseException):  # noqa: N818 - a request, not an error
+class StopTraining(BaseException):
     """Raised inside the loop at the one place where a Stop takes effect."""
