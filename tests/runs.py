@@ -36,12 +36,12 @@ def pictures(folder: Path, repeats: int = 2, name: str = "tok cat") -> Path:
 
 
 def settings(folder: Path, **values: Any) -> dict[str, Any]:
-    """A Kohya configuration for a toy run in ``folder``; its model and pictures are made when missing."""
+    """A Kohya configuration for a toy run in ``folder``; its model and pictures are made unless named."""
     model = folder / "model.safetensors"
-    if not model.exists():
+    if not model.exists() and "pretrained_model_name_or_path" not in values:
         tiny.sd15_file(model)
     images = folder / "img"
-    if not images.exists():
+    if not images.exists() and "train_data_dir" not in values:
         pictures(images)
     return {
         "LoRA_type": "Standard",

@@ -68,6 +68,15 @@ def kill_when(config: Path, out: Path, ripe: Callable[[list[Event]], bool]) -> N
             process.stderr.close()
 
 
+def elsewhere(folder: Path, out: Path) -> dict[str, Any]:
+    """The model and pictures of the run in ``folder``, for a run that writes below ``out``."""
+    return {
+        "pretrained_model_name_or_path": str(folder / "model.safetensors"),
+        "train_data_dir": str(folder / "img"),
+        "output_dir": str(out / "out"),
+    }
+
+
 def last_state(events: list[Event]) -> Path:
     return [e.path for e in events if isinstance(e, CheckpointSaved) and e.kind == "state"][-1]
 
@@ -96,16 +105,10 @@ def test_a_killed_run_resumes_to_the_same_weights(
     unbroken: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, ripe: Callable[[list[Event]], bool]
 ) -> None:
     folder, expected = unbroken
-    same: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(folder / "model.safetensors"),
-        "train_data_dir": str(folder / "img"),
-        "output_dir": str(tmp_path / "out"),
-    }
-    (tmp_path / "model.safetensors").touch()
-    (tmp_path / "img").mkdir()
-    kill_when(write_config(tmp_path, **{**BUSY, **same}), tmp_path / "out", ripe)
+    same = BUSY | elsewhere(folder, tmp_path)
+    kill_when(write_config(tmp_path, **same), tmp_path / "out", ripe)
     state = last_state(events_of(tmp_path / "out"))
-    outcome, events = train(tmp_path, **{**BUSY, **same, "resume": str(state)})
+    outcome, events = train(tmp_path, **same | {"resume": str(state)})
     assert next(event.step for event in events if isinstance(event, StepDone)) == int(state.name[8:16]) + 1
     assert outcome.path is not None
     resumed = load_file(outcome.path)
@@ -118,25 +121,18 @@ def test_a_kill_in_the_middle_of_a_save_leaves_whole_files_only(
     unbroken: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
     folder, expected = unbroken
-    same: dict[str, Any] = {
-        "pretrained_model_name_or_path": str(folder / "model.safetensors"),
-        "train_data_dir": str(folder / "img"),
-        "output_dir": str(tmp_path / "out"),
-        "save_every_n_steps": 1,
-    }
-    (tmp_path / "model.safetensors").touch()
-    (tmp_path / "img").mkdir()
+    same = BUSY | elsewhere(folder, tmp_path) | {"save_every_n_steps": 1}
     out = tmp_path / "out"
 
     def saving(events: list[Event]) -> bool:
         states = [event for event in events if isinstance(event, CheckpointSaved) and event.kind == "state"]
         return len(states) >= 2 and any(out.glob(".*-state.*.tmp"))
 
-    kill_when(write_config(tmp_path, **{**BUSY, **same}), out, saving)
+    kill_when(write_config(tmp_path, **same), out, saving)
     for path in out.glob("*.safetensors"):
         assert load_file(path).keys() == expected.keys()
     state = last_state(events_of(out))
-    outcome, _ = train(tmp_path, **{**BUSY, **same, "resume": str(state)})
+    outcome, _ = train(tmp_path, **same | {"resume": str(state)})
     assert not list(out.glob(".*.tmp")), "what the kill left behind is swept at the next start"
     assert outcome.path is not None
     resumed = load_file(outcome.path)
