@@ -47,7 +47,7 @@ __all__ = [
 MODELS = REPOSITORY / "assets" / "models"
 """Folder of the facts that a single file does not carry: configurations, CLIP's byte pairs."""
 
-Kind = Literal["sd1", "sd2", "sdxl", "sdxl_refiner", "flux", "sd3", "vae", "lora", "unknown"]
+Kind = Literal["sd1", "sd2", "sdxl", "sdxl_refiner", "flux", "sd3", "unet", "vae", "lora", "unknown"]
 
 Renamed = Mapping[str, tuple[str, ...]]
 """Key in the file -> names in the model; several names share the tensor's rows in equal parts."""
@@ -245,6 +245,7 @@ def kind_of(keys: Iterable[str]) -> Kind:
         "transformer_blocks.0.attn.add_k_proj.": "flux",
         "joint_blocks.": "sd3",
         "model.diffusion_model.joint_blocks.": "sd3",
+        "model.diffusion_model.": "unet",
         "first_stage_model.": "vae",
         "encoder.down": "vae",
     }
@@ -253,7 +254,7 @@ def kind_of(keys: Iterable[str]) -> Kind:
         found |= {kind for start, kind in starts.items() if key.startswith(start)}
         if ".lora_down." in key or ".lora_A." in key:
             found.add("lora")
-    order: tuple[Kind, ...] = ("lora", "sdxl", "sdxl_refiner", "sd3", "flux", "sd2", "sd1", "vae")
+    order: tuple[Kind, ...] = ("lora", "sdxl", "sdxl_refiner", "sd3", "flux", "sd2", "sd1", "unet", "vae")
     return next((kind for kind in order if kind in found), "unknown")
 
 
@@ -300,7 +301,8 @@ def fill(
                     f"{file.path}: {key} is {list(part.shape)} where this {what} has {list(expected[name])}"
                 )
             # A part of a larger tensor gets storage of its own, so that the rest can go.
-            loaded[name] = part.to(device=device, dtype=dtype, copy=len(targets) > 1)
+            # Cast on the device, so that no more than the file's bytes travel there.
+            loaded[name] = part.to(device, copy=len(targets) > 1).to(dtype)
     missing = [name for name in expected if name not in loaded]
     if missing:
         raise ModelFileError(

@@ -231,6 +231,7 @@ def changed(path: Path, change: dict[str, Tensor | None], start: Path) -> Path:
         (["model.diffusion_model.joint_blocks.0.x"], "SD3"),
         (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "LoRA network weights"),
         (["first_stage_model.decoder.conv_in.weight"], "VAE only"),
+        (["model.diffusion_model.out.0.bias", "first_stage_model.x"], "no text encoder"),
         (["something.else"], "no model family"),
     ],
 )
@@ -397,6 +398,48 @@ def test_model_from_the_hub_cache(folder: Path, tmp_path: Path, monkeypatch: pyt
     same_family(load(tiny.job(Path("runwayml/stable-diffusion-v1-5"), tmp_path)), tiny.models())
     job = tiny.job(Path("x"), tmp_path).with_config(pretrained_model_name_or_path="owner/files/blob/main/v1")
     same_family(load(job), tiny.models())
+
+
+def test_model_that_has_to_be_fetched(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is needed is asked for; a repository of pickles is asked for its pickles."""
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils._paths import filter_repo_objects
+
+    hub, local = tmp_path / "hub", tmp_path / "local"
+    shutil.copytree(folder, hub)
+    text = hub / "text_encoder" / "model.safetensors"
+    torch.save(load_file(text), text.with_name("pytorch_model.bin"))
+    for part in ("unet", "vae"):
+        weights = hub / part / "diffusion_pytorch_model.safetensors"
+        torch.save(load_file(weights), weights.with_suffix(".bin"))
+        weights.unlink()
+        weights.with_name("diffusion_pytorch_model.fp16.bin").write_bytes(b"not wanted")
+    (hub / "safety_checker").mkdir()
+    (hub / "safety_checker" / "model.safetensors").write_bytes(b"not wanted")
+    said: list[str] = []
+
+    def fetch(
+        repo: str, *, allow_patterns: list[str], ignore_patterns: list[str], local_files_only: bool
+    ) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError(f"{repo} is not cached")
+        assert said[:1] == ["owner/model is not on this machine: fetching it from the model hub"]
+        names = [path.relative_to(hub).as_posix() for path in hub.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(
+            names, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        ):
+            (local / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(hub / name, local / name)
+        return str(local)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    job = tiny.job(Path("owner/model"), tmp_path)
+    ours = StableDiffusion.load(job, torch.device("cpu"), torch.float32, said.append)
+    same_family(ours, tiny.models())
+    assert b"not wanted" not in [path.read_bytes() for path in local.rglob("*") if path.is_file()]
 
 
 def test_the_shipped_token_table_is_whole() -> None:

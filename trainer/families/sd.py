@@ -44,6 +44,7 @@ TICK = {
     "sdxl_refiner": "this is the SDXL refiner, which cannot be trained here: choose an SDXL base model",
     "flux": "this is a FLUX model: tick Flux.1 (Model)",
     "sd3": "this is an SD3 model, which LoRA Kiln does not train",
+    "unet": "this file holds a UNet but no text encoder: choose the full checkpoint",
     "vae": "this is a VAE only: choose a full checkpoint here and give the VAE in the field vae",
     "lora": "this is a LoRA, not a base model: choose a checkpoint here; a LoRA to go on with belongs in "
     "LoRA network weights",
@@ -372,10 +373,8 @@ def _find(job: Job, say: Say) -> _Source:
             return _folder(path, job)
     file = checkpoints.open_tensors(path)
     kind = checkpoints.kind_of(file.shapes)
-    if kind in TICK and not (kind == "vae" and _has(file, UNET)):
+    if kind in TICK:
         raise ModelFileError(f"{path}: {TICK[kind]}")
-    if kind == "vae":
-        raise ModelFileError(f"{path} has no text encoder: choose a full checkpoint, not a pruned UNet")
     _check_v2(path, kind == "sd2", job)
     if not job.config.v_parameterization and "v_pred" in file.shapes:
         say(f"{path.name} is marked as a v-prediction model, but v_parameterization is not ticked")
@@ -582,7 +581,14 @@ MODEL_FILES = [
     "text_encoder/model.safetensors",
     "tokenizer/*",
 ]
-VAE_FILES = ["config.json", "diffusion_pytorch_model.safetensors", "vae/*"]
+VAE_FILES = [
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+]
+OTHER_FILES = ["*.fp16.*", "*non_ema*", "*openvino*", "*onnx*"]
+"""Weights that a folder may hold a second time."""
 
 
 def _from_hub(text: str, path: Path, say: Say, *, field: str, files: Sequence[str]) -> Path:
@@ -615,12 +621,20 @@ def _from_hub(text: str, path: Path, say: Say, *, field: str, files: Sequence[st
             try:
                 if name:
                     return Path(hf_hub_download(repo, name, revision=branch, local_files_only=local))
-                folder = Path(snapshot_download(repo, allow_patterns=list(files), local_files_only=local))
+                for wanted in (files, [re.sub(r"[^/]+\.safetensors$", "*.bin", file) for file in files]):
+                    folder = Path(
+                        snapshot_download(
+                            repo,
+                            allow_patterns=list(wanted),
+                            ignore_patterns=OTHER_FILES,
+                            local_files_only=local,
+                        )
+                    )
+                    # Older repositories have pickles only.
+                    if any(folder.rglob("diffusion_pytorch_model*")):
+                        return folder
             except Exception as error:  # noqa: BLE001  (the hub client raises its own, httpx's and OS errors)
                 reason = error
-                continue
-            if any(folder.rglob("diffusion_pytorch_model*")):
-                return folder
     raise ModelFileError(
         f"{text} is neither here as {path} nor in the model cache, "
         + ("and the hub is switched off (HF_HUB_OFFLINE)" if offline else "and the hub did not give it")
