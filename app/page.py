@@ -26,7 +26,7 @@ from trainer.config import KohyaConfig, Loaded
 from trainer.errors import ConfigError, TrainerError
 from trainer.files import REPOSITORY
 
-__all__ = ["build", "serve"]
+__all__ = ["build", "launch", "serve"]
 
 WARM_UP_AFTER_S = 4.0
 """After the first page was opened: PyTorch takes seconds to import, and the page shall be there first."""
@@ -40,6 +40,8 @@ DOWNLOAD = """(text, name) => {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }"""
+
+STOPPING = '() => ({__type__: "update", value: "Stopping …", interactive: false})'
 
 FOLLOW_LOG = """() => setTimeout(() => {
     const box = document.querySelector("#log textarea");
@@ -67,25 +69,8 @@ def serve(options: Options) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: the folder {options.state} cannot be used ({error}): choose another --state")
-    page = build(session)
     try:
-        page.queue(default_concurrency_limit=None)
-        page.launch(
-            server_name=options.host,
-            server_port=options.port,
-            auth=options.auth,
-            inbrowser=options.browser,
-            allowed_paths=session.served,
-            max_file_size=LARGEST_UPLOAD,
-            run_history=False,
-            footer_links=[],
-            favicon_path=looks.ICON,
-            quiet=True,
-            show_error=True,
-            theme=looks.theme(),
-            css=looks.CSS,
-            prevent_thread_lock=True,
-        )
+        page = launch(session, options)
     except OSError as error:
         sys.exit(
             f"error: port {options.port} of {options.host} cannot be used ({error}): choose another --port"
@@ -95,6 +80,33 @@ def serve(options: Options) -> None:
         _wait_for_end(session)
     finally:
         page.close(verbose=False)
+
+
+def launch(session: Session, options: Options) -> gr.Blocks:
+    """Serve the page from a thread of its own; ``close()`` of what is returned ends that.
+
+    Raises:
+        OSError: The port is taken, or the host is none of this machine's.
+    """
+    page = build(session)
+    page.queue(default_concurrency_limit=None)
+    page.launch(
+        server_name=options.host,
+        server_port=options.port,
+        auth=options.auth,
+        inbrowser=options.browser,
+        allowed_paths=session.served,
+        max_file_size=LARGEST_UPLOAD,
+        run_history=False,
+        footer_links=[],
+        favicon_path=looks.ICON,
+        quiet=True,
+        show_error=True,
+        theme=looks.theme(),
+        css=looks.CSS,
+        prevent_thread_lock=True,
+    )
+    return page
 
 
 def _say(text: str) -> None:
@@ -212,7 +224,8 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
         def on_open() -> list[Any]:
             opened()
             config = session.config
-            return [*form.show(config), config.model_dump(), _base_name(session.base), ""]
+            place = gr.skip() if session.doing == "idle" else gr.Tabs(selected="train")
+            return [*form.show(config), config.model_dump(), _base_name(session.base), "", place]
 
         def on_preset(chosen: str | None) -> list[Any]:
             if not chosen:
@@ -276,7 +289,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
             return wrapped
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(on_open, None, outputs, **quiet)
+        page.load(on_open, None, [*outputs, tabs], **quiet)
         preset.input(guarded(on_preset), preset, outputs, **quiet)
         load.click(guarded(on_load), path, outputs, **quiet)
         path.submit(guarded(on_load), path, outputs, **quiet)
@@ -288,6 +301,8 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
         demo.click(guarded(on_demo), None, [*outputs, preset, tabs], **quiet)
         run = [panel.start, panel.stop]
         panel.start.click(guarded(on_start), inputs, [*run, panel.notices, panel.progress], **quiet)
+        # The browser answers the press at once; the server may be busy with a step.
+        panel.stop.click(None, None, panel.stop, js=STOPPING, **quiet)
         panel.stop.click(on_stop, None, [*run, panel.progress], **quiet)
         # gradio's own autoscroll stays at the top once many lines come at a time.
         gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **quiet)

@@ -58,8 +58,8 @@ def render() -> Panel:
                 color_map={"each step": RAW, "average": AVERAGE},
                 x_title="Step",
                 y_title="Loss",
-                color_title=" ",
-                label="Loss",
+                colors_in_legend=[],  # gradio cuts the legend off; the label says the same
+                label="Loss: each step (thin) and average (bold)",
                 height=280,
                 buttons=[],
                 elem_id="loss",

@@ -1,0 +1,129 @@
+"""Config -> widgets -> config, as a browser carries it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from gradio.components import Component
+
+from app import presets
+from app.fields import Form, trained_here
+from app.tabs import parameters
+from trainer import config as configuration
+from trainer.config import KohyaConfig, ui_of
+from trainer.errors import ConfigError
+from trainer.files import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def form() -> Form:
+    made = Form()
+    with gr.Blocks(analytics_enabled=False):
+        parameters.render(made)
+    return made
+
+
+def sent(form: Form, config: KohyaConfig) -> dict[Component, Any]:
+    """What the server gets back after the widgets showed ``config``: JSON in both directions."""
+    values = {}
+    for widget, value in zip(form.widgets.values(), form.show(config), strict=True):
+        there = json.loads(json.dumps(widget.postprocess(value)))
+        values[widget] = widget.preprocess(there)
+    return values
+
+
+def test_every_trained_field_has_a_widget(form: Form) -> None:
+    assert set(form.widgets) == {name for name in KohyaConfig.model_fields if trained_here(name)}
+    assert len(form.widgets) > 120
+    for name, item in form.widgets.items():
+        assert item.label == ui_of(name).label
+
+
+def test_no_secret_reaches_the_page(form: Form) -> None:
+    assert not [name for name in form.widgets if ui_of(name).secret]
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_presets_come_back_as_they_were(form: Form, name: str) -> None:
+    loaded = configuration.load(presets.path_of(name)).config
+    assert form.read(sent(form, loaded), loaded.model_dump()).config == loaded
+
+
+def test_defaults_come_back_as_they_were(form: Form) -> None:
+    assert form.read(sent(form, KohyaConfig()), KohyaConfig().model_dump()).config == KohyaConfig()
+
+
+ODD: dict[str, Any] = {
+    "caption_extension": ".txt2",
+    "network_dim": 1024,
+    "lr_scheduler": "wobbly",
+    "optimizer": "torch.optim.Adamax",
+    "clip_skip": 99,
+    "max_resolution": "a,b",
+    "learning_rate": 1e-9,
+    "noise_offset": -3.5,
+    "seed": 2**53 - 1,
+    "train_data_dir": 'C:\\cats & <b>"dogs"</b>\\Ünï',
+    "sample_prompts": "one --w 64\ntwo\n\n# three",
+}
+
+
+def test_values_outside_the_lists_come_back_and_kill_nothing(form: Form) -> None:
+    odd = KohyaConfig(**ODD, mystery={"kept": [1, 2.5, None]})
+    loaded = form.read(sent(form, odd), odd.model_dump())
+    assert loaded.config == odd
+    assert {"clip_skip", "network_dim", "lr_scheduler"} <= {item.key for item in loaded.of("outside")}
+
+
+def test_every_field_can_be_changed(form: Form) -> None:
+    """A value that differs from the default, for each widget by itself."""
+    shown = sent(form, KohyaConfig())
+    for name, item in form.widgets.items():
+        value = shown[item]
+        if isinstance(value, bool):
+            changed: Any = not value
+        elif isinstance(value, int | float):
+            changed = value + 1
+        else:
+            changed = f"{value}x"
+        loaded = form.read({**shown, item: changed}, KohyaConfig().model_dump())
+        assert loaded.config == KohyaConfig(**{name: changed}), name
+
+
+def test_an_emptied_number_reads_as_in_kohyas_files(form: Form) -> None:
+    shown = sent(form, KohyaConfig(seed=5, train_batch_size=7))
+    for name in ("seed", "train_batch_size"):
+        shown[form.widgets[name]] = None
+    config = form.read(shown, KohyaConfig(seed=5, train_batch_size=7).model_dump()).config
+    assert config.seed == 0
+    assert config.train_batch_size == KohyaConfig().train_batch_size
+
+
+@pytest.mark.parametrize("junk", [None, True, -1, 1e308, "x" * 500, "", [], [1, "a"], {"a": 1}, "\ud800"])
+def test_whatever_a_browser_sends_becomes_a_configuration(form: Form, junk: Any) -> None:
+    values = dict.fromkeys(form.widgets.values(), junk)
+    loaded = form.read(values, junk)
+    defaults = KohyaConfig()
+    for name in KohyaConfig.model_fields:
+        value, default = getattr(loaded.config, name), getattr(defaults, name)
+        kinds = (
+            (int, float)
+            if isinstance(default, int | float) and not isinstance(default, bool)
+            else type(default)
+        )
+        assert isinstance(value, kinds), name
+
+
+def test_presets_have_titles(tmp_path: Path) -> None:
+    assert presets.title("sd15_photo") == "SD 1.5 photo"
+    assert presets.title("sdxl-anime_lora") == "SDXL anime LoRA"
+    assert presets.title("demo") == "Demo"
+    assert presets.names()[-1] == presets.DEMO
+    with pytest.raises(ConfigError, match="no preset"):
+        presets.path_of("../pyproject")
+    assert presets.base_of(presets.path_of("demo")) == REPOSITORY
+    assert presets.base_of(tmp_path / "x.json") == Path.cwd()
