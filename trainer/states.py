@@ -82,7 +82,10 @@ def config_hash(job: Job) -> str:
 
 
 def _flush(folder: Path) -> None:
+    """Bring all files to disk, with the permissions that the person's files usually have."""
+    usual = (folder / "kiln_state.json").stat().st_mode
     for path in folder.iterdir():
+        path.chmod(usual)
         with path.open("rb+") as handle:
             os.fsync(handle.fileno())
 
