@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 import signal
@@ -82,13 +83,18 @@ def serve(options: Options) -> None:
         page.close(verbose=False)
 
 
-def launch(session: Session, options: Options) -> gr.Blocks:
+def launch(session: Session, options: Options, opened: Callable[[], None] | None = None) -> gr.Blocks:
     """Serve the page from a thread of its own; ``close()`` of what is returned ends that.
+
+    Args:
+        session: The server's state.
+        options: Where to serve, and to whom.
+        opened: As for `build`.
 
     Raises:
         OSError: The port is taken, or the host is none of this machine's.
     """
-    page = build(session)
+    page = build(session, opened)
     page.queue(default_concurrency_limit=None)
     page.launch(
         server_name=options.host,
@@ -277,6 +283,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
         def guarded(act: Any) -> Any:
             """A person's mistake becomes a message on the page."""
 
+            @functools.wraps(act)
             def wrapped(*arguments: Any) -> Any:
                 try:
                     return act(*arguments)

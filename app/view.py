@@ -105,6 +105,10 @@ class RunView:
                 self.revisions["progress"] += 1
             case PhaseStarted():
                 self.phase, self.done, self.total = event.phase, 0, event.total
+                if event.phase == "train":  # again after samples, or in a resumed run
+                    self.done = (
+                        self.step.step if self.step else self.started.first_step if self.started else 0
+                    )
                 self.revisions["progress"] += 1
                 if event.phase != "train":
                     self._say(event, event.phase)

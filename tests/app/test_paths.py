@@ -116,7 +116,7 @@ def job(paths: Paths, world: Path, **values: object) -> Job:
         "output_dir": "pics/out",
         "max_resolution": "64,64",
     }
-    config = paths.expand(KohyaConfig(**{**fields, **values}))  # type: ignore[arg-type]
+    config = paths.expand(KohyaConfig(**{**fields, **values}))
     return Job.from_config(config, base=world)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from html.parser import HTMLParser
 from pathlib import Path
@@ -97,6 +98,13 @@ def test_a_sample_phase_leaves_the_step_count_right(view: RunView) -> None:
     tell(view, started(), PhaseStarted(phase="train", total=100), step(10))
     tell(view, PhaseStarted(phase="sample", total=3), Progress(phase="sample", done=2), step(11))
     assert "11 / 100" in Tags(view.progress_html("running")).words
+    tell(view, PhaseStarted(phase="sample"), PhaseStarted(phase="train", total=100))
+    assert "11 / 100" in Tags(view.progress_html("running")).words
+
+
+def test_a_resumed_run_does_not_begin_at_nought(view: RunView) -> None:
+    tell(view, dataclasses.replace(started(), first_step=40), PhaseStarted(phase="train", total=100))
+    assert "40 / 100" in Tags(view.progress_html("running")).words
 
 
 def test_ends(view: RunView, tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""Any number of pages follow one run; each gets what it has not seen."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+import pytest
+from PIL import Image
+
+from app.paths import Paths
+from app.session import Session
+from app.tabs.train import PARTS, tick
+from app.view import RunView
+from trainer.config import KohyaConfig
+from trainer.errors import ConfigError
+from trainer.events import (
+    EventLog,
+    JobFinished,
+    JobStarted,
+    LogLine,
+    PhaseStarted,
+    SampleReady,
+    StepDone,
+)
+
+SKIPPED = gr.skip()
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    paths = Paths({}, confined=False)
+    return Session(paths=paths, state=tmp_path / "state", config=KohyaConfig(), base=tmp_path)
+
+
+@pytest.fixture
+def worker(session: Session) -> Iterator[threading.Event]:
+    """A run that goes on until the event is set."""
+    end = threading.Event()
+    session.runner._thread = threading.Thread(target=end.wait)
+    session.runner._thread.start()
+    begin(session)
+    yield end
+    end.set()
+    session.runner._thread.join()
+
+
+def begin(session: Session) -> None:
+    session.view = RunView(EventLog(), session.thumbnails)
+    session.runs += 1
+    started = JobStarted(name="x", output_dir=Path("o"), family="sd", first_step=0, steps=50, epochs=1)
+    session.view.log.emit(started)
+
+
+def changed(values: list[Any]) -> set[str]:
+    """Names of what a tick sent."""
+    return {
+        name
+        for name, value in zip(["cursor", "start", "stop", *PARTS], values, strict=True)
+        if not (isinstance(value, dict) and value == SKIPPED)
+    }
+
+
+def step(number: int) -> StepDone:
+    return StepDone(step=number, epoch=1, loss=0.1, avr_loss=0.1, lr={}, step_s=1.0)
+
+
+def test_a_page_gets_only_what_is_new(session: Session, worker: threading.Event, tmp_path: Path) -> None:
+    emit = session.view.log.emit
+    first = tick(session, None)
+    assert changed(first) == {"cursor", "start", "stop", *PARTS}
+    assert changed(tick(session, first[0])) == set()
+    emit(step(1))
+    second = tick(session, first[0])
+    assert changed(second) == {"cursor", "progress", "chart"}
+    emit(LogLine(message="hm", level="warning"))
+    third = tick(session, second[0])
+    assert changed(third) == {"cursor", "notices", "log"}
+    picture = tmp_path / "s.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    emit(SampleReady(step=1, epoch=None, index=0, prompt="p", seed=1, path=picture))
+    assert changed(tick(session, third[0])) == {"cursor", "samples", "log"}
+
+
+def test_two_readers_and_a_late_one_see_the_same(session: Session, worker: threading.Event) -> None:
+    ours, theirs = tick(session, None)[0], tick(session, None)[0]
+    for number in range(1, 21):
+        session.view.log.emit(step(number))
+        ours = tick(session, ours)[0]  # the other page sleeps
+    theirs = tick(session, theirs)
+    late = tick(session, None)
+    assert theirs[0] == late[0] == ours
+    assert changed(theirs) == {"cursor", "progress", "chart", "log"}
+    chart = 3 + PARTS.index("chart")
+    assert isinstance(late[chart], pd.DataFrame)
+    pd.testing.assert_frame_equal(theirs[chart], late[chart])
+    assert len(late[chart]) == 40
+    assert all(pd.api.types.is_numeric_dtype(late[chart][column]) for column in ("step", "loss"))
+    for index in (3 + PARTS.index("progress"), 3 + PARTS.index("log")):
+        assert theirs[index] == late[index]
+
+
+def test_many_threads_take_each_event_once(session: Session, worker: threading.Event) -> None:
+    seen: list[str] = []
+
+    def follow() -> None:
+        cursor = None
+        for _ in range(200):
+            cursor = tick(session, cursor)[0] if cursor is None else _next(session, cursor)
+        seen.append(str(cursor))
+
+    threads = [threading.Thread(target=follow) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for number in range(1, 201):
+        session.view.log.emit(step(number))
+    for thread in threads:
+        thread.join()
+    tick(session, None)
+    assert [point.step for point in session.view.points] == list(range(1, 201))
+
+
+def _next(session: Session, cursor: str) -> str:
+    found = tick(session, cursor)[0]
+    return cursor if found == SKIPPED else str(found)
+
+
+def test_stop_shows_on_every_page(session: Session, worker: threading.Event) -> None:
+    cursor = tick(session, None)[0]
+    session.runner.stop()
+    values = tick(session, cursor)
+    assert changed(values) == {"cursor", "start", "stop", "progress"}
+    assert values[2].value == "Stopping …"
+    assert values[2].interactive is False
+    assert "Stopping" in values[3]
+
+
+def test_the_end_of_a_run(session: Session, worker: threading.Event) -> None:
+    cursor = tick(session, None)[0]
+    session.view.log.emit(JobFinished(step=50, path=Path("o/x.safetensors"), elapsed_s=9))
+    worker.set()
+    assert session.runner.wait(5)
+    values = tick(session, cursor)
+    assert {"start", "stop", "progress", "notices"} <= changed(values)
+    assert values[1].interactive is True
+    assert "Finished" in values[3]
+    opened_later = tick(session, None)
+    assert "Finished" in opened_later[3]
+
+
+def test_a_new_run_replaces_all(session: Session, worker: threading.Event) -> None:
+    session.view.log.emit(PhaseStarted(phase="train", total=50))
+    cursor = tick(session, None)[0]
+    begin(session)
+    assert changed(tick(session, cursor)) == {"cursor", "start", "stop", *PARTS}
+
+
+@pytest.mark.parametrize("cursor", ["", "junk", "a b c d e f g h", " " * 50, "☃", "0 " * 7 + "0"])
+def test_any_cursor_is_answered(session: Session, worker: threading.Event, cursor: str) -> None:
+    assert changed(tick(session, cursor)) == {"cursor", "start", "stop", *PARTS}
+
+
+def test_the_cursor_of_another_server_shows_this_one(session: Session, tmp_path: Path) -> None:
+    other = Session(paths=session.paths, state=tmp_path / "other", config=KohyaConfig(), base=tmp_path)
+    values = tick(session, tick(other, None)[0])
+    assert changed(values) == {"cursor", "start", "stop", *PARTS}
+    assert "Nothing is being trained" in values[3]
+
+
+def test_a_config_that_cannot_be_trained_does_not_start(session: Session) -> None:
+    with pytest.raises(ConfigError, match="train_data_dir"):
+        session.start(KohyaConfig(output_dir="o"), session.base)
+    assert session.runs == 0
+    assert session.doing == "idle"
