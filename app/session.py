@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 import time
@@ -12,13 +13,19 @@ from app.options import Options
 from app.paths import Paths
 from app.view import RunView, State
 from trainer.config import KohyaConfig
-from trainer.events import EventLog
+from trainer.errors import ConfigError
+from trainer.events import EventLog, JobFailed, JobFinished, JobStopped, StepDone, read_journal
+from trainer.files import atomic_write
 from trainer.job import Job
 from trainer.worker import Runner
 
 __all__ = ["Session"]
 
 THUMBNAILS_KEPT_S = 30 * 86400
+CUT_OFF = (
+    "the program ended before this run did: what it had saved is in the output folder, and a state folder there "
+    "can be resumed from"
+)
 
 
 @dataclass
@@ -42,9 +49,9 @@ class Session:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        """Nothing has run yet."""
-        self.view = RunView(EventLog(), self.thumbnails)
+        """Show the last run of the server before, as its journal tells it."""
         self.thumbnails.mkdir(parents=True, exist_ok=True)
+        self.view = RunView(self._last_run(), self.thumbnails)
         self.served.append(str(self.thumbnails))
         oldest = time.time() - THUMBNAILS_KEPT_S
         for file in self.thumbnails.glob("*.webp"):
@@ -69,6 +76,26 @@ class Session:
             return "idle"
         return "stopping" if self.runner.controls.stop.is_set() else "running"
 
+    @property
+    def _note(self) -> Path:
+        """File that names the last run's journal."""
+        return self.state / "last-run.txt"
+
+    def _last_run(self) -> EventLog:
+        log = EventLog()
+        try:
+            journal = self.paths.resolve(self._note.read_text(encoding="utf-8"))
+            for event in read_journal(journal):
+                log.emit(event)
+        except (OSError, ValueError, ConfigError):
+            return EventLog()  # never run, moved away, or outside today's roots
+        events, _ = log.since(0)
+        if events and not isinstance(events[-1], JobFinished | JobStopped | JobFailed):
+            step = max((event.step for event in events if isinstance(event, StepDone)), default=0)
+            log.emit(JobFailed(message=CUT_OFF, step=step, time=events[-1].time))
+        self.served.append(str(journal.parent.parent.parent / "sample"))
+        return log
+
     def start(self, config: KohyaConfig, base: Path) -> Job:
         """Check ``config`` and start training it.
 
@@ -85,4 +112,6 @@ class Session:
             samples = str(job.output_dir / "sample")
             if samples not in self.served:
                 self.served.append(samples)
+            with contextlib.suppress(OSError):  # a full disk; the run itself will say so
+                atomic_write(self._note, str(job.journal))
         return job

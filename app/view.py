@@ -170,9 +170,10 @@ class RunView:
         name = hashlib.sha256(str(event.path).encode()).hexdigest()[:24] + ".webp"
         thumbnail = self.thumbnails / name
         try:
-            with Image.open(event.path) as picture, atomic_path(thumbnail) as temporary:
-                picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-                picture.save(temporary, "WEBP", quality=90)
+            if not thumbnail.exists():  # it does where an earlier server showed this run
+                with Image.open(event.path) as picture, atomic_path(thumbnail) as temporary:
+                    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+                    picture.save(temporary, "WEBP", quality=90)
         except OSError as error:
             self._say(event, f"no thumbnail of {event.path.name}: {error}")
             return

@@ -19,6 +19,7 @@ from app.view import RunView
 from trainer.config import KohyaConfig
 from trainer.errors import ConfigError
 from trainer.events import (
+    Event,
     EventLog,
     JobFinished,
     JobStarted,
@@ -176,3 +177,58 @@ def test_a_config_that_cannot_be_trained_does_not_start(session: Session) -> Non
         session.start(KohyaConfig(output_dir="o"), session.base)
     assert session.runs == 0
     assert session.doing == "idle"
+
+
+def recorded(session: Session, tmp_path: Path, *events: Event) -> Path:
+    """A run that an earlier server left behind, with a picture."""
+    out = tmp_path / "out"
+    (out / "sample").mkdir(parents=True)
+    picture = out / "sample" / "s.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    log = EventLog(out / "logs" / "x-1" / "journal.jsonl")
+    log.emit(JobStarted(name="x", output_dir=out, family="sd", first_step=0, steps=50, epochs=1))
+    log.emit(step(1))
+    log.emit(SampleReady(step=1, epoch=None, index=0, prompt="p", seed=1, path=picture))
+    for event in events:
+        log.emit(event)
+    log.close()
+    (session.state / "last-run.txt").write_text(str(log.journal), encoding="utf-8")
+    return out
+
+
+def again(session: Session, **roots: Path) -> Session:
+    """The next server with the same state folder."""
+    paths = Paths(roots, confined=bool(roots))
+    return Session(paths=paths, state=session.state, config=KohyaConfig(), base=session.base)
+
+
+def test_the_next_server_shows_the_last_run(session: Session, tmp_path: Path) -> None:
+    end = JobFinished(step=50, path=Path("o/x.safetensors"), elapsed_s=9)
+    out = recorded(session, tmp_path, end)
+    later = again(session)
+    values = tick(later, None)
+    assert "Finished" in values[3]
+    assert "<img" in values[3 + PARTS.index("samples")]
+    assert str(out / "sample") in later.served
+    assert later.doing == "idle"
+
+
+def test_a_run_that_was_cut_off_is_named_so(session: Session, tmp_path: Path) -> None:
+    recorded(session, tmp_path)
+    values = tick(again(session), None)
+    assert "Failed at step 1" in values[3]
+    assert "the program ended before this run did" in values[4]
+
+
+def test_a_last_run_outside_the_roots_is_not_shown(session: Session, tmp_path: Path) -> None:
+    out = recorded(session, tmp_path, JobFinished(step=50, path=Path("x"), elapsed_s=9))
+    (tmp_path / "root").mkdir()
+    later = again(session, pics=tmp_path / "root")
+    assert "Nothing is being trained" in tick(later, None)[3]
+    assert str(out / "sample") not in later.served
+
+
+@pytest.mark.parametrize("note", ["", "gone/journal.jsonl", "\0", "x" * 5000])
+def test_a_note_that_leads_nowhere(session: Session, note: str) -> None:
+    (session.state / "last-run.txt").write_text(note, encoding="utf-8")
+    assert "Nothing is being trained" in tick(again(session), None)[3]

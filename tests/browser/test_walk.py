@@ -66,9 +66,10 @@ def test_values_outside_the_lists_do_not_kill_the_page(served: Served, context: 
     tab.tab("Train")
     tab.page.locator("#start").click()
     expect(tab.page.locator(".kiln-alert.failed")).to_contain_text("wobbly")
-    tab.page.locator("#config-path input, #config-path textarea").fill(str(served.folder / "none.json"))
+    none = str(served.folder / "<b>none</b> & 'x'.json")
+    tab.page.locator("#config-path input, #config-path textarea").fill(none)
     tab.page.locator("#load").click()
-    expect(tab.page.get_by_text("there is no file")).to_be_visible()
+    expect(tab.page.get_by_text(f"there is no file {none}")).to_be_visible()
     assert tab.errors == []
 
 
