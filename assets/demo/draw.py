@@ -472,8 +472,8 @@ def _draw_eye_patch(canvas: _Canvas, portrait: Portrait) -> None:
     x, width = _eyes(portrait)[1]
     canvas.stroke([(x, 61), (40, 40)], 3.4, PATCH)
     canvas.stroke([(x, 62), (90, 53)], 3.4, PATCH)
-    w = 9.5 * width
-    canvas.blob([(x - w, 57), (x, 54.5), (x + w, 57), (x + w * 0.85, 66), (x, 72), (x - w * 0.85, 66)], PATCH)
+    w = 12 * width
+    canvas.blob([(x - w, 55), (x, 51.5), (x + w, 55), (x + w * 0.88, 67), (x, 75), (x - w * 0.88, 67)], PATCH)
 
 
 def _draw_glasses(canvas: _Canvas, portrait: Portrait) -> None:

@@ -19,6 +19,10 @@ Mask = npt.NDArray[np.bool_]
 
 FAR: Final = 60.0
 """Distance in RGB beyond which a pixel is none of the known colours."""
+DARK: Final = 62.0
+"""Luma below which a pixel may belong to a patch; the darkest skin is 80."""
+FILLED: Final = 0.8
+"""Share of the searched rectangle, 12 x 10 pixels, that a patch fills; eyes with glasses fill half."""
 MOST: Final = 0.5
 """Share of a region's pixels that must agree."""
 
@@ -131,9 +135,7 @@ def _facing(mouth_x: float | None) -> str | None:
 
 def _patch(pixels_HWC: Pixels, mouth_x: float | None) -> str | None:
     """Looks for a filled dark area, larger than any eye, where the eyes are."""
-    if mouth_x is None:
-        return None
-    dark: Pixels = (pixels_HWC @ np.array([0.299, 0.587, 0.114], dtype=np.float32) < 62).astype(np.float32)
+    dark: Pixels = (pixels_HWC @ np.array([0.299, 0.587, 0.114], dtype=np.float32) < DARK).astype(np.float32)
     sums = np.pad(dark.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     half_w, half_h = 6, 5
     best, best_x = 0.0, 0
@@ -143,9 +145,9 @@ def _patch(pixels_HWC: Pixels, mouth_x: float | None) -> str | None:
             filled = float(sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]) / (4 * half_w * half_h)
             if filled > best:
                 best, best_x = filled, x
-    if best < 0.8:
+    if best < FILLED:
         return None
-    return "right" if best_x > mouth_x else "left"
+    return "right" if best_x > (64 if mouth_x is None else mouth_x) else "left"
 
 
 def _roughness(pixels_HWC: Pixels) -> float:

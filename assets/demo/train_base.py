@@ -477,6 +477,10 @@ def export(
         requires_safety_checker=False,
     )
     pipeline.to(torch.float16).save_pretrained(out)
+    for file in out.glob("*/config.json"):  # diffusers notes the folder that a part was loaded from
+        config = json.loads(file.read_text(encoding="utf-8"))
+        config.pop("_name_or_path", None)
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     vocabulary, merges = tokens.vocabulary()
     folder = out / "tokenizer"
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
