@@ -71,7 +71,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _complain(error: object, code: int) -> int:
-    Console(stderr=True).print(f"error: {error}", style="bold red", markup=False, highlight=False)
+    Console(stderr=True).print(
+        f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True
+    )
     return code
 
 
@@ -122,7 +124,8 @@ def _load(options: argparse.Namespace) -> tuple[KohyaConfig, tuple[Finding, ...]
 
 def _print_report(report: Sequence[Finding], console: Console) -> None:
     for finding in report:
-        console.print(f"{finding.kind}: {finding.message}", style="yellow", markup=False, highlight=False)
+        text = f"{finding.kind}: {finding.message}"
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _train(options: argparse.Namespace) -> int:
