@@ -496,8 +496,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--out", type=Path, default=HERE / "base", help="where the finished model goes")
     parser.add_argument("--vae-steps", type=int, default=1800)
-    parser.add_argument("--decoder-steps", type=int, default=1200)
-    parser.add_argument("--unet-steps", type=int, default=2700)
+    parser.add_argument("--decoder-steps", type=int, default=900)
+    parser.add_argument("--unet-steps", type=int, default=3800)
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
