@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ DOWNLOAD = """(text, name) => {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }"""
 
+STARTING = '() => ({__type__: "update", value: "Starting …", interactive: false})'
 STOPPING = '() => ({__type__: "update", value: "Stopping …", interactive: false})'
 
 FOLLOW_LOG = """() => setTimeout(() => {
@@ -269,16 +271,20 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
             return configuration.dumps(loaded.config), f"{_plain_name(loaded.config.output_name)}.json"
 
         def on_start(values: dict[Component, Any]) -> list[Any]:
+            # A run that has started is shown by the ticks alone: this answer may come after them.
             try:
                 loaded, where = read(values)
                 session.start(loaded.config, where)
             except TrainerError as error:
-                return [*train.buttons(session.doing), train.refused(str(error)), gr.skip()]
-            return [*train.buttons("running"), "", session.view.progress_html("running")]
+                return [*train.buttons(session.doing), train.refused(str(error))]
+            except Exception as error:  # noqa: BLE001 - a flaw of ours must not leave the button pressed
+                traceback.print_exc()
+                words = train.refused(f"{type(error).__name__}: {error}")
+                return [*train.buttons(session.doing), words]
+            return [gr.skip()] * 3
 
-        def on_stop() -> list[Any]:
+        def on_stop() -> None:
             session.runner.stop()
-            return [*train.buttons(session.doing), session.view.progress_html(session.doing)]
 
         def guarded(act: Any) -> Any:
             """A person's mistake becomes a message on the page."""
@@ -306,11 +312,11 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
             None, [text, name], None, js=DOWNLOAD, **quiet
         )
         demo.click(guarded(on_demo), None, [*outputs, preset, tabs], **quiet)
-        run = [panel.start, panel.stop]
-        panel.start.click(guarded(on_start), inputs, [*run, panel.notices, panel.progress], **quiet)
-        # The browser answers the press at once; the server may be busy with a step.
+        # The browser answers a press at once; the server may be busy with a step.
+        panel.start.click(None, None, panel.start, js=STARTING, **quiet)
+        panel.start.click(on_start, inputs, [panel.start, panel.stop, panel.notices], **quiet)
         panel.stop.click(None, None, panel.stop, js=STOPPING, **quiet)
-        panel.stop.click(on_stop, None, [*run, panel.progress], **quiet)
+        panel.stop.click(on_stop, None, None, **quiet)
         # gradio's own autoscroll stays at the top once many lines come at a time.
         gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **quiet)
         timer.tick(
