@@ -254,7 +254,7 @@ def test_network_weights_continue_a_lora(tmp_path: Path) -> None:
         ({"train_data_dir": "nothing-here"}, DatasetError, "nothing-here"),
         ({"mixed_precision": "fp16"}, ConfigError, "bf16"),
         ({"LoRA_type": "LyCORIS/LoHa"}, ConfigError, "Standard"),
-        ({"sdxl": True}, ConfigError, "SD 1.x"),
+        ({"sd3_checkbox": True}, ConfigError, "SD3"),
         ({"optimizer": "NoSuchThing"}, ConfigError, "NoSuchThing"),
         ({"resume": "no-state"}, StateError, "no-state"),
         ({"network_weights": "no-lora.safetensors"}, ModelFileError, "no-lora"),

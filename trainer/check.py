@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import devices, optimizers, plugins, schedules
+from trainer import devices, optimizers, schedules
 from trainer.config import Finding, KohyaConfig, ui_of
 from trainer.data import folder
 from trainer.data.dataset_config import apply_dataset_config
 from trainer.data.types import Dataset, Size
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import TrainerError
 from trainer.job import Job
-from trainer.objectives import ddpm
+from trainer.objectives import objective_for
 from trainer.plan import Plan
 
 __all__ = ["check", "lines", "without_effect"]
@@ -62,7 +62,7 @@ def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) ->
     if not problems:
         found["effective values"] += [str(note) for note in optimizers.notes(job)]
     try:
-        ddpm.check(job)
+        objective_for(job).check(job)
     except TrainerError as error:
         errors.append(str(error))
     dataset: Dataset | None = None
@@ -119,10 +119,6 @@ def _model(job: Job, bucket: Size | None) -> dict[str, Any]:
     """Parameters and memory, from a model without weights."""
     from trainer.estimate import estimate
 
-    if job.family not in plugins.Folder("trainer.families").names():
-        raise ConfigError(
-            f"this version does not train {job.family} models: choose an SD 1.x or 2.x base model"
-        )
     return estimate(job, bucket)
 
 

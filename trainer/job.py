@@ -48,6 +48,10 @@ ZERO_MEANS: Mapping[str, tuple[float, str]] = {
 """Fields in which a written 0 never reaches sd-scripts, and what its parser's default then is."""
 
 
+FAMILY_BOXES: Mapping[str, str] = {"sdxl": "sdxl", "flux1_checkbox": "flux"}
+"""Model check box -> file in trainer/families, in the order in which Kohya's page asks; else sd."""
+
+
 @dataclass(frozen=True)
 class Note:
     """An effective value that differs from the written one, or something a person should know."""
@@ -253,11 +257,7 @@ def _family(config: KohyaConfig) -> str:
     ):
         if getattr(config, flag, False):
             raise ConfigError(f"this configuration is for {name}, which LoRA Kiln does not train")
-    if config.sdxl:
-        return "sdxl"
-    if config.flux1_checkbox:
-        return "flux"
-    return "sd"
+    return next((family for box, family in FAMILY_BOXES.items() if getattr(config, box)), "sd")
 
 
 def _rates(config: KohyaConfig, engine: EngineOptions, notes: list[Note]) -> tuple[float, float]:

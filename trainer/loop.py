@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -36,7 +37,7 @@ from trainer.families._base import Family
 from trainer.job import Job
 from trainer.lora_file import save as save_lora
 from trainer.networks._base import Network
-from trainer.objectives.ddpm import Drawn, Objective
+from trainer.objectives._base import Objective
 from trainer.optimizers import Built
 from trainer.plan import Plan
 from trainer.progress import LossRecorder, Pending, Scalars, fetch
@@ -74,7 +75,7 @@ class Run:
     loader: Loader
     family: Family
     network: Network
-    objective: Objective
+    objective: Objective[Any, Any]
     built: Built
     schedule: Schedule
     metadata: metadata.Metadata
@@ -142,7 +143,7 @@ class Run:
         batches = -(-plan.batches_per_epoch // self.accelerator.num_processes)
         first = epoch * plan.batches_per_epoch
 
-        def draw(batch: Batch, number: int) -> Drawn:
+        def draw(batch: Batch, number: int) -> Any:
             return self.objective.noise_on_cpu(
                 self._latent_shape(batch), batch.draw_ids, first + number, self.draws
             )
@@ -167,14 +168,14 @@ class Run:
             )
             losses, extra = [], {}
 
-    def _micro_step(self, batch: Batch, drawn: Drawn) -> Tensor:
+    def _micro_step(self, batch: Batch, drawn: Any) -> Tensor:
         """Forward and backward pass of one micro-batch; the loss stays on the device."""
         family = self.family
         # Dropouts draw from torch's own generator, which gradient checkpointing replays.
         torch.manual_seed(self.draws.key("step", self.micro))
         noised = self.objective.mix(self._latents(batch), drawn)
         with self.accelerator.autocast():
-            text = family.encode_prompts(batch.captions, weighted=self.job.config.weighted_captions)
+            text = family.encode_batch(batch, weighted=self.job.config.weighted_captions)
             prediction = family.predict(noised.noisy_BCHW.to(family.dtype), noised.timesteps_B, text, batch)
         loss, _ = self.objective.loss(prediction, noised, batch)
         self.accelerator.backward(loss / self.job.config.gradient_accumulation_steps)

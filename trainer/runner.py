@@ -38,7 +38,7 @@ from trainer.events import (
 )
 from trainer.job import Job
 from trainer.loop import Outcome, Run, guarded
-from trainer.objectives import ddpm
+from trainer.objectives import objective_for
 from trainer.plan import Plan
 from trainer.progress import Scalars
 
@@ -134,15 +134,12 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
     def warn(message: str) -> None:
         events.emit(LogLine(message=message, level="warning"))
 
-    if job.family not in FAMILIES.names():
-        raise ConfigError(
-            f"this version does not train {job.family} models: choose an SD 1.x or 2.x base model"
-        )
+    objective = objective_for(job)
     device = devices.choose()
     devices.check_precision(config.mixed_precision, device)
     plugin = networks.plugin_for(job)
     optimizers.check(job, device)
-    ddpm.check(job)
+    objective.check(job)
     job.output_dir.mkdir(parents=True, exist_ok=True)
     states.sweep(job.output_dir)
     say(f"device: {devices.describe(device)}; precision: {config.mixed_precision}")
@@ -179,6 +176,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
     latents = caches.prepare(job, dataset, family, draws, emit=events.emit, stop=controls.stop.is_set)
     if latents is not None:
         family.move(["vae"], torch.device("cpu"))
+    family.prepare_text(job, dataset, emit=events.emit, stop=controls.stop.is_set)
 
     for file, multiplier in _base_weights(job):
         plugin.merge(family, file, multiplier, say)
@@ -220,7 +218,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         ),
         family=family,
         network=network,
-        objective=ddpm.prepare(job, accelerator.device),
+        objective=objective.prepare(job, accelerator.device),
         built=built,
         schedule=schedule,
         metadata=metadata.Metadata(job, dataset, plan, family, network, built.description),

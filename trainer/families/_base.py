@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from trainer.data.types import Batch
+    from trainer.data.types import Batch, Dataset
+    from trainer.events import Event
     from trainer.job import Job
 
 __all__ = ["Family", "Part", "Say", "Target", "Text"]
@@ -59,6 +60,8 @@ class Family(ABC):
 
     name: ClassVar[str]
     """Folder name and dropdown value: "sd"."""
+    objective: ClassVar[str] = "ddpm"
+    """File in trainer/objectives: how it is noised and what its loss is."""
     kohya_base_version: str
     """ss_base_model_version: sd_v1, sd_v2, sd_v2_v, sdxl_base_v1-0, flux1."""
     architecture: str
@@ -126,6 +129,21 @@ class Family(ABC):
     def encode_sample_prompts(self, prompts: Sequence[str]) -> Text:
         """Text conditioning for sample pictures; prompts may be longer than captions."""
         return self.encode_prompts(prompts, weighted=True)
+
+    def prepare_text(  # noqa: B027
+        self, job: Job, dataset: Dataset, *, emit: Callable[[Event], None], stop: Callable[[], bool]
+    ) -> None:
+        """Cache text encoder outputs where the job says so, and move the encoders out of the way.
+
+        Called once, before the network is attached.
+
+        Raises:
+            StopTraining: ``stop`` said so.
+        """
+
+    def encode_batch(self, batch: Batch, *, weighted: bool = False) -> Text:
+        """Text conditioning of a micro-batch, from what `prepare_text` cached or of its captions."""
+        return self.encode_prompts(batch.captions, weighted=weighted)
 
     def freeze_text(self) -> None:  # noqa: B027
         """The text encoders change no more: what they give for a caption may be kept from now on."""

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from trainer.draws import Draws
 from trainer.errors import ConfigError
+from trainer.objectives import _base
 
 if TYPE_CHECKING:
     from trainer.data.types import Batch
@@ -270,13 +271,9 @@ class Drawn:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noised:
-    """One micro-batch as the denoiser sees it, on the device."""
+class Noised(_base.Noised):
+    """One micro-batch as the denoiser sees it, on the device; timesteps are int64."""
 
-    noisy_BCHW: Tensor
-    """In the latents' dtype."""
-    timesteps_B: Tensor
-    """int64."""
     target_BCHW: Tensor
     """float32: the noise, or the velocity of a v-prediction model."""
     noise_BCHW: Tensor
@@ -284,7 +281,7 @@ class Noised:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Objective:
+class Objective(_base.Objective[Drawn, Noised]):
     """Noising and loss with their tables on one device."""
 
     settings: Settings
