@@ -235,11 +235,13 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
             place = gr.skip() if session.doing == "idle" else gr.Tabs(selected="train")
             return [*form.show(config), config.model_dump(), _base_name(session.base), "", place]
 
-        def on_preset(chosen: str | None) -> list[Any]:
+        def on_preset(values: dict[Component, Any]) -> list[Any]:
+            chosen = values[preset]
             if not chosen:
                 return [gr.skip()] * len(outputs)
-            file = presets.path_of(str(chosen))
-            return shown(configuration.load(file), presets.base_of(file), f"preset {presets.title(chosen)}")
+            typed, where = read(values)
+            loaded, where = presets.lay(str(chosen), typed.config, where)
+            return shown(loaded, where, f"preset {presets.title(chosen)}")
 
         def on_demo() -> list[Any]:
             file = presets.path_of(presets.DEMO)
@@ -303,7 +305,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         page.load(on_open, None, [*outputs, tabs], **quiet)
-        preset.input(guarded(on_preset), preset, outputs, **quiet)
+        preset.input(guarded(on_preset), {*fields, rest, base, preset}, outputs, **quiet)
         load.click(guarded(on_load), path, outputs, **quiet)
         path.submit(guarded(on_load), path, outputs, **quiet)
         upload.upload(guarded(on_upload), upload, outputs, **quiet)

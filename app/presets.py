@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from trainer import config as configuration
+from trainer.config import KohyaConfig, Loaded
 from trainer.errors import ConfigError
 from trainer.files import REPOSITORY
 
-__all__ = ["DEMO", "base_of", "choices", "names", "path_of"]
+__all__ = ["DEMO", "base_of", "choices", "lay", "names", "path_of"]
 
 FOLDER = REPOSITORY / "presets"
 DEMO = "demo"
@@ -48,3 +50,26 @@ def path_of(name: str) -> Path:
 def base_of(file: Path) -> Path:
     """Where a file's relative paths start: the repository for its presets, else the working folder."""
     return REPOSITORY if file.resolve().is_relative_to(FOLDER) else Path.cwd()
+
+
+def lay(name: str, typed: KohyaConfig, base: Path) -> tuple[Loaded, Path]:
+    """Lay a preset over what stands on the page: the paths and names there stay, as in Kohya.
+
+    A preset with training pictures of its own is a whole configuration and takes the page's place.
+
+    Args:
+        name: Of the preset.
+        typed: What stands on the page.
+        base: Folder that relative paths on the page start from.
+
+    Returns:
+        The configuration, and the folder that its relative paths start from.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    file = path_of(name)
+    whole = configuration.load(file)
+    if whole.config.train_data_dir or whole.config.dataset_config:
+        return whole, base_of(file)
+    return configuration.lay_over(file, typed), base

@@ -267,9 +267,9 @@ def test_an_upload_is_read_and_a_path_posing_as_one_is_not(inside: Server) -> No
 
 def test_presets_are_named_and_nothing_else(inside: Server) -> None:
     number = inside.handlers("on_preset")[0]
-    assert inside.call(number, ["sd15_photo"])["success"] is True
+    assert inside.call(number, form_values(inside, number, preset="sd15_photo"))["success"] is True
     for name in ("../pyproject", "/etc/passwd", "nothing", 7, ["demo"], {"a": "b"}):
-        assert inside.call(number, [name])["success"] is False, name
+        assert inside.call(number, form_values(inside, number, preset=name))["success"] is False, name
 
 
 def form_values(server: Server, number: int, **changed: Any) -> list[Any]:

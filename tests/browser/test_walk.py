@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import BrowserContext, expect
 
 from tests.browser.conftest import PATIENCE_MS, Served, Tab, open_page
+from trainer.files import REPOSITORY
 
 pytestmark = pytest.mark.browser
 
@@ -70,6 +71,22 @@ def test_values_outside_the_lists_do_not_kill_the_page(served: Served, context: 
     tab.page.locator("#config-path input, #config-path textarea").fill(none)
     tab.page.locator("#load").click()
     expect(tab.page.get_by_text(f"there is no file {none}")).to_be_visible()
+    assert tab.errors == []
+
+
+def test_a_preset_keeps_what_was_typed(served: Served, context: BrowserContext) -> None:
+    tab = open_page(context, served)
+    tab.load(served.folder / "tiny.json")
+    tab.page.locator("#preset input").click()
+    tab.page.get_by_role("option", name="SD 1.5 photo").click()
+    tab.page.locator("#report", has_text="preset SD 1.5 photo").wait_for()
+    assert tab.value("output_name") == "tiny"
+    assert tab.value("train_data_dir") == str(served.folder / "img")
+    assert tab.value("pretrained_model_name_or_path") == str(served.folder / "model.safetensors")
+    tab.tab("Basic")
+    photo = json.loads((REPOSITORY / "presets" / "sd15_photo.json").read_text())
+    assert tab.value("network_dim") == str(photo["network_dim"]) != "2"
+    assert tab.value("optimizer") == photo["optimizer"]
     assert tab.errors == []
 
 
