@@ -146,7 +146,7 @@ def test_targets_are_those_of_sd_scripts(version: int, shelf: Path, tmp_path: Pa
 def test_counts_of_full_size_text_encoders() -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from trainer.families.sd import TEXT_LAYERS
+    from trainer.families._latent_diffusion import TEXT_LAYERS
 
     for version, layers in ((1, 12), (2, 23)):
         with torch.device("meta"):

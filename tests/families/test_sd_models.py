@@ -99,10 +99,10 @@ def test_text_is_encoded_once_while_the_encoder_is_frozen(file: Path, tmp_path: 
 
 
 def test_kept_text_is_bounded(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.families import sd
+    from trainer.families import _latent_diffusion
 
     family = load(tiny.job(file, tmp_path, unet_lr=1e-4, text_encoder_lr=0))
-    monkeypatch.setattr(sd, "REMEMBERED_BYTES", 3 * 77 * 32 * 4)
+    monkeypatch.setattr(_latent_diffusion, "REMEMBERED_BYTES", 3 * 77 * 32 * 4)
     for n in range(6):
         family.encode_prompts(["always", f"caption {n}"])
     assert list(family._kept) == [("caption 4", False), ("always", False), ("caption 5", False)]
