@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,6 +271,7 @@ def fill(
     device: torch.device,
     dtype: torch.dtype,
     what: str,
+    place: Callable[[str, Tensor], Tensor | None] | None = None,
 ) -> None:
     """Give a model built on the meta device its weights, frozen, one tensor at a time.
 
@@ -282,12 +283,15 @@ def fill(
         dtype: Of the floating-point weights. A CPU model that is stored in this dtype stays mapped
             from its file.
         what: Name of the model, for messages.
+        place: Puts each tensor where and as it shall be, in place of ``device`` and ``dtype``
+            (`trainer.memory.placing`); None from it: the tensor is in the model already.
 
     Raises:
         ModelFileError: A tensor is missing or has another shape.
     """
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     loaded: dict[str, Tensor] = {}
+    placed: set[str] = set()
     for key, tensor in file.stream(names):
         targets = names[key]
         for name, part in zip(targets, tensor.chunk(len(targets)), strict=True):
@@ -301,15 +305,22 @@ def fill(
                     f"{file.path}: {key} is {list(part.shape)} where this {what} has {list(expected[name])}"
                 )
             # A part of a larger tensor gets storage of its own, so that the rest can go.
-            # Cast on the device, so that no more than the file's bytes travel there.
-            loaded[name] = part.to(device, copy=len(targets) > 1).to(dtype)
-    missing = [name for name in expected if name not in loaded]
+            if place is not None:
+                value = place(name, part.clone() if len(targets) > 1 else part)
+            else:
+                # Cast on the device, so that no more than the file's bytes travel there.
+                value = part.to(device, copy=len(targets) > 1).to(dtype)
+            if value is None:
+                placed.add(name)
+            else:
+                loaded[name] = value
+    missing = [name for name in expected if name not in loaded and name not in placed]
     if missing:
         raise ModelFileError(
             f"{file.path} lacks {len(missing)} of the {len(expected)} tensors of the {what} "
             f"(e.g. {missing[0]}): the file is incomplete or of another architecture"
         )
-    model.load_state_dict(loaded, assign=True)
+    model.load_state_dict(loaded, assign=True, strict=not placed)
     model.requires_grad_(False)
 
 
@@ -411,6 +422,8 @@ def ldm_unet_config(
     config = {name: value for name, value in base.items() if name != "head_width"}
     if "head_width" in base:
         config["attention_head_dim"] = [max(1, size // base["head_width"]) for size in channels]
+    if "label_emb.0.0.weight" in inner:  # SDXL: pooled text and sizes
+        config["projection_class_embeddings_input_dim"] = inner["label_emb.0.0.weight"][1]
     middle = "middle_block.1."
     return config | {
         "in_channels": inner["input_blocks.0.0.weight"][1],
