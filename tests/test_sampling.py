@@ -234,6 +234,9 @@ def test_models_return_to_where_they_were(model: Path, tmp_path: Path) -> None:
         def eval(self) -> None: ...
 
     class Moving:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(family, name)
+
         device = family.device
         latent_channels, latent_factor = 4, 8
         unet, predict = family.unet, staticmethod(family.predict)

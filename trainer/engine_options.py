@@ -65,6 +65,8 @@ class EngineOptions(BaseModel):
     initial_step: int | None = None
     skip_until_initial_step: bool = False
     zero_terminal_snr: bool = False
+    sigmoid_scale: float = 1.0
+    """FLUX: spread of the noise levels of timestep sampling sigmoid, shift and flux_shift."""
     no_metadata: bool = False
     lr_decay_steps: float = 0
     lr_scheduler_timescale: int | None = None
@@ -85,6 +87,7 @@ class EngineOptions(BaseModel):
     dataset_repeats: int = 1
     resize_interpolation: str = ""
     no_half_vae: bool = False
+    cache_text_encoder_outputs_to_disk: bool = False
     training_comment: str = ""
     metadata_usage_hint: str = ""
     metadata_trigger_phrase: str = ""

@@ -116,6 +116,8 @@ class Job:
     """0 where the UNet does not train."""
     text_encoder_lr: float
     """0 where the text encoder does not train."""
+    t5xxl_lr: float
+    """FLUX: 0 where T5 does not train."""
     network_args: Mapping[str, str]
     """Network options as sd-scripts gets them, k=v texts."""
     optimizer_args: Mapping[str, Any]
@@ -145,6 +147,9 @@ class Job:
                 if name not in ("vae_batch_size", "max_token_length"):
                     notes.append(Note(name, getattr(config, name), default, reason))
         values |= _gated(config, notes)
+        if _family(config) == "flux":
+            overrides = {FLUX_RENAMED.get(name, name): value for name, value in overrides.items()}
+            values |= _flux_values(config, overrides, notes)
         effective = config.model_copy(update=values)
         if overrides:
             effective = with_values(effective, {name: str(value) for name, value in overrides.items()})
@@ -154,12 +159,14 @@ class Job:
             ]
         family = _family(effective)
         unet_lr, text_encoder_lr = _rates(effective, engine, notes)
+        network_args = _network_args(effective, engine, family, notes)
         width, height = parse_resolution(effective.max_resolution)
         seed = effective.seed
         if not seed:
             seed = random.SystemRandom().randrange(1, 2**31)
             notes.append(Note("seed", 0, seed, "0 draws a new seed for every run"))
         _check(effective, engine)
+        _check_flux(effective, family)
         return cls(
             written=config,
             config=effective,
@@ -173,7 +180,8 @@ class Job:
             height=height,
             unet_lr=unet_lr,
             text_encoder_lr=text_encoder_lr,
-            network_args=_network_args(effective, engine),
+            t5xxl_lr=_t5xxl_lr(effective, family, text_encoder_lr, network_args),
+            network_args=network_args,
             optimizer_args=parse_arguments("optimizer_args", effective.optimizer_args),
             lr_scheduler_args=parse_arguments("lr_scheduler_args", effective.lr_scheduler_args),
         )
@@ -211,6 +219,11 @@ class Job:
     def trains_text_encoder(self) -> bool:
         """Whether text encoder layers are optimised (and saved)."""
         return self.text_encoder_lr > 0
+
+    @property
+    def trains_t5(self) -> bool:
+        """Whether T5 layers are optimised, which only FLUX has."""
+        return self.t5xxl_lr > 0
 
     def with_config(self, **values: Any) -> Job:
         """The same job with some effective values replaced (tests, advice after running out of memory)."""
@@ -282,9 +295,116 @@ def _rates(config: KohyaConfig, engine: EngineOptions, notes: list[Note]) -> tup
     return unet, text
 
 
-def _network_args(config: KohyaConfig, engine: EngineOptions) -> dict[str, str]:
+FLUX_ENGINE_VALUES: Mapping[str, Any] = {
+    "weighting_scheme": "uniform",
+    "logit_mean": 0.0,
+    "logit_std": 1.0,
+    "mode_scale": 1.29,
+}
+"""Fields of Kohya's SD3 tab that its page does not send for FLUX: sd-scripts' defaults hold."""
+
+FLUX_RENAMED: Mapping[str, str] = {
+    "sdxl_cache_text_encoder_outputs": "flux1_cache_text_encoder_outputs",
+    "cache_text_encoder_outputs_to_disk": "flux1_cache_text_encoder_outputs_to_disk",
+}
+"""Options of sd-scripts whose field is another one for FLUX."""
+
+FLUX_ZERO_MEANS: Mapping[str, float] = {"guidance_scale": 3.5, "discrete_flow_shift": 3.0}
+"""FLUX fields in which a written 0 never reaches sd-scripts, and what its parser's default then is."""
+
+
+def _flux_values(config: KohyaConfig, overrides: Mapping[str, Any], notes: list[Note]) -> dict[str, Any]:
+    """Effective values that only a FLUX run has."""
+    values = dict(FLUX_ENGINE_VALUES)
+    for name, default in FLUX_ZERO_MEANS.items():
+        if not getattr(config, name) and name not in overrides:
+            values[name] = default
+            reason = f"Kohya drops a 0 and its engine uses {default:g}"
+            notes.append(Note(name, getattr(config, name), default, reason))
+    # Files of the first days of September 2024 have a blank behind "flux_shift".
+    values["timestep_sampling"] = config.timestep_sampling.strip()
+    if config.model_prediction_type != "raw":
+        notes.append(
+            Note(
+                "model_prediction_type",
+                config.model_prediction_type,
+                config.model_prediction_type,
+                f'"{config.model_prediction_type}" is trained as sd-scripts does, against the velocity, which it '
+                'does not predict: "raw" is what FLUX.1 recipes use',
+            )
+        )
+    return values
+
+
+def _check_flux(config: KohyaConfig, family: str) -> None:
+    """Combinations around FLUX that cannot be trained."""
+    if family != "flux":
+        if config.LoRA_type == "Flux1":
+            raise ConfigError("LoRA_type Flux1 is for FLUX.1 models: tick Flux.1 (Model), or choose Standard")
+        return
+    if config.LoRA_type in ("Standard", "Kohya LoCon"):
+        raise ConfigError(f"LoRA_type {config.LoRA_type} does not fit FLUX.1: choose Flux1")
+    if config.model_type == "chroma":
+        raise ConfigError("model_type chroma: LoRA Kiln trains FLUX.1, not Chroma")
+    if config.weighted_captions:
+        raise ConfigError(
+            "weighted_captions: T5 reads no emphasis, so it cannot be used with FLUX.1: untick it"
+        )
+    caching = config.flux1_cache_text_encoder_outputs or config.flux1_cache_text_encoder_outputs_to_disk
+    if caching and config.train_t5xxl and config.LoRA_type == "Flux1":
+        raise ConfigError(
+            "train_t5xxl changes what T5 gives, so flux1_cache_text_encoder_outputs cannot be used with it: "
+            "switch one of the two off"
+        )
+    if config.t5xxl_lr and not config.text_encoder_lr:
+        raise ConfigError("t5xxl_lr needs a text_encoder_lr above 0 too")
+
+
+def _t5xxl_lr(
+    config: KohyaConfig, family: str, text_encoder_lr: float, network_args: Mapping[str, str]
+) -> float:
+    """T5's rate: its own, or that of the text encoder (Kohya's page sends both as a list)."""
+    if family != "flux" or network_args.get("train_t5xxl") != "True" or not text_encoder_lr:
+        return 0.0
+    return float(config.t5xxl_lr or text_encoder_lr)
+
+
+FLUX_ARGS = (
+    "img_attn_dim",
+    "txt_attn_dim",
+    "img_mlp_dim",
+    "txt_mlp_dim",
+    "img_mod_dim",
+    "txt_mod_dim",
+    "single_dim",
+    "single_mod_dim",
+    "in_dims",
+    "train_double_block_indices",
+    "train_single_block_indices",
+    "split_qkv",
+    "train_t5xxl",
+)
+"""Fields that become options of networks.lora_flux, where they are not empty or off."""
+
+
+def _network_args(
+    config: KohyaConfig, engine: EngineOptions, family: str, notes: list[Note]
+) -> dict[str, str]:
     """Options for the network module, as the GUI sends them (lora_tab_behaviour h)."""
     found: dict[str, Any] = {}
+    if config.LoRA_type == "Flux1":
+        found |= {name: getattr(config, name) for name in FLUX_ARGS if getattr(config, name)}
+        if config.split_mode:
+            found["train_blocks"] = "single"
+            if config.train_blocks != "single":
+                reason = "split_mode trains the single blocks only, as in Kohya"
+                notes.append(Note("train_blocks", config.train_blocks, "single", reason))
+        elif config.train_blocks != "all":
+            found["train_blocks"] = config.train_blocks
+            reason = (
+                "counts here; Kohya's page shows it and does not send it, so its engine trains all blocks"
+            )
+            notes.append(Note("train_blocks", config.train_blocks, config.train_blocks, reason))
     if config.LoRA_type == "Kohya LoCon":
         found |= {"conv_dim": config.conv_dim, "conv_alpha": config.conv_alpha}
     for name in (

@@ -48,7 +48,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Kohya's names; k_lms, k_euler, k_euler_a, k_dpm_2 and k_dpm_2_a are the same without k_."""
 
-STEPS, CFG_SCALE, SMALLEST_PX = 30, 7.5, 64  # sd-scripts, train_util.py:sample_image_inference
+SMALLEST_PX = 64  # sd-scripts, train_util.py:sample_image_inference
 
 
 def scheduler_for(sampler: str, *, v_prediction: bool) -> Any:
@@ -101,7 +101,7 @@ def denoise(
     """
     with _quiet():
         scheduler.set_timesteps(steps, device=family.device)
-    noise = torch.randn((1, family.latent_channels, *latent_size), generator=generator)
+    noise = family.sample_noise(latent_size, generator)
     latents: Tensor = noise.to(family.device) * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     options = {"generator": generator} if takes_generator else {}
@@ -152,7 +152,9 @@ def sample(
     for name in sorted({name for _, _, name, _, _ in settings} - _known_samplers()):
         emit(LogLine(message=f"there is no sampler {name!r}: drawn with ddim, as in Kohya", level="warning"))
     schedulers = [
-        scheduler_for(name, v_prediction=job.config.v_parameterization) for _, _, name, _, _ in settings
+        family.sample_scheduler(width, height)
+        or scheduler_for(name, v_prediction=job.config.v_parameterization)
+        for _, _, name, width, height in settings
     ]
     with _quiet():
         for scheduler, (steps, *_) in zip(schedulers, settings, strict=True):
@@ -169,8 +171,13 @@ def sample(
     with _evaluating(family):
         with _on_device(family, "text_encoders"):
             texts = [
-                family.encode_sample_prompts(
-                    [prompt.negative, prompt.prompt] if cfg_scale > 1 else [prompt.prompt]
+                family.for_sample(
+                    family.encode_sample_prompts(
+                        [prompt.negative, prompt.prompt]
+                        if family.uses_negative(cfg_scale)
+                        else [prompt.prompt]
+                    ),
+                    prompt,
                 )
                 for prompt, (_, cfg_scale, *_) in zip(prompts, settings, strict=True)
             ]
@@ -216,12 +223,12 @@ def _known_samplers() -> set[str]:
 def _settings(family: Family, job: Job, prompt: SamplePrompt) -> tuple[int, float, str, int, int]:
     """Steps, CFG scale, sampler, width and height of a picture."""
     width, height = (
-        max(SMALLEST_PX, size - size % family.latent_factor) for size in (prompt.width, prompt.height)
+        max(SMALLEST_PX, size - size % family.sample_multiple_px) for size in (prompt.width, prompt.height)
     )
     return (
-        prompt.steps or STEPS,
-        CFG_SCALE if prompt.cfg_scale is None else prompt.cfg_scale,
-        prompt.sampler or job.config.sample_sampler or "ddim",
+        prompt.steps or family.sample_steps,
+        family.sample_cfg_scale if prompt.cfg_scale is None else prompt.cfg_scale,
+        family.sample_sampler or prompt.sampler or job.config.sample_sampler or "ddim",
         width,
         height,
     )
@@ -264,7 +271,10 @@ def _evaluating(family: Family) -> Iterator[None]:
 @contextlib.contextmanager
 def _on_device(family: Family, part: Any) -> Iterator[None]:
     """The models of ``part`` on the family's device; afterwards back where they were."""
-    model = family.vae if part == "vae" else next(iter(family.text_encoders.values()))
+    model = family.vae if part == "vae" else next(iter(family.text_encoders.values()), None)
+    if model is None:  # cached and gone
+        yield
+        return
     before = next(model.parameters()).device
     family.move([part], family.device)
     try:

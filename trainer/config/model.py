@@ -116,7 +116,7 @@ class ModelFields(Section):
         ),
     ] = False
     """Tick it if the base model was trained to predict velocity instead of noise, as SD 2.x for 768
-    pixels was. The wrong setting ruins the result."""
+    pixels and NoobAI's v-pred models of SDXL were. The wrong setting ruins the result."""
 
     sdxl: Annotated[
         bool,
@@ -125,8 +125,7 @@ class ModelFields(Section):
             label="SDXL",
             widget="checkbox",
             families=SDXL,
-            effect="adapted",
-            reason="A run with this switch on is refused before it starts: this version trains SD 1.x and 2.x.",
+            effect="honoured",
             sd_scripts_arg=None,
             since="2023-06-30",
         ),
@@ -155,8 +154,7 @@ class ModelFields(Section):
             label="Flux.1",
             widget="checkbox",
             families=FLUX,
-            effect="adapted",
-            reason="A run with this switch on is refused before it starts: this version trains SD 1.x and 2.x.",
+            effect="honoured",
             sd_scripts_arg=None,
             since="2024-08-10",
         ),

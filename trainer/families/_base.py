@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainer.data.types import Batch, Dataset
     from trainer.events import Event
     from trainer.job import Job
+    from trainer.prompts import SamplePrompt
 
 __all__ = ["Family", "Part", "Say", "Target", "Text"]
 
@@ -44,6 +45,8 @@ class Target:
     """Wrapped only where a conv_dim is given (residual, down- and upsampling blocks)."""
     saved_as_conv: bool = False
     """A Linear that Kohya's files hold as a 1x1 convolution (SD 2.x proj_in and proj_out)."""
+    optional: bool = False
+    """Wrapped only where a network option asks for it (T5, FLUX's input layers)."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,14 @@ class Family(ABC):
     """bucket_reso_steps must be a multiple of this (sd-scripts asserts 64 for SD, 32 for SDXL)."""
     kohya_blocks: ClassVar[tuple[int, int, int, int, int]] = (0, 12, 1, 12, 0)
     """Entries of Kohya's block lists: before, input, middle, output, after. SDXL (1, 9, 3, 9, 1); else 0."""
+    sample_steps: ClassVar[int] = 30
+    """Steps of a sample picture whose prompt gives none."""
+    sample_cfg_scale: ClassVar[float] = 7.5
+    """CFG scale of a sample picture whose prompt gives none."""
+    sample_sampler: ClassVar[str] = ""
+    """Sampler of all sample pictures; empty where prompt and configuration choose."""
+    sample_multiple_px: ClassVar[int] = 8
+    """Sample pictures' sides are cut to a multiple of this."""
     cache_suffix: ClassVar[str]
     """Ending of the latent cache file: "_sd.npz"."""
     device: torch.device
@@ -83,6 +94,14 @@ class Family(ABC):
     unet: nn.Module
     vae: nn.Module
     text_encoders: dict[Part, nn.Module]
+
+    @classmethod  # noqa: B027
+    def check(cls, job: Job, dataset: Dataset) -> None:
+        """Refuse what this family cannot train, before anything is loaded.
+
+        Raises:
+            ConfigError: Settings that exclude each other, or that the pictures' subsets do not allow.
+        """
 
     @classmethod
     @abstractmethod
@@ -144,6 +163,22 @@ class Family(ABC):
     def encode_batch(self, batch: Batch, *, weighted: bool = False) -> Text:
         """Text conditioning of a micro-batch, from what `prepare_text` cached or of its captions."""
         return self.encode_prompts(batch.captions, weighted=weighted)
+
+    def for_sample(self, text: Text, prompt: SamplePrompt) -> Text:
+        """``text`` with what else a sample prompt says (FLUX's embedded guidance)."""
+        return text
+
+    def sample_scheduler(self, width: int, height: int) -> Any | None:
+        """The sampler of pictures of this size, in pixels; None where the sampler's name decides."""
+        return None
+
+    def sample_noise(self, latent_size: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Starting noise of a sample picture, 1CHW, float32, on the CPU."""
+        return torch.randn((1, self.latent_channels, *latent_size), generator=generator)
+
+    def uses_negative(self, cfg_scale: float) -> bool:
+        """Whether a sample picture with this CFG scale needs its negative prompt."""
+        return cfg_scale > 1
 
     def freeze_text(self) -> None:  # noqa: B027
         """The text encoders change no more: what they give for a caption may be kept from now on."""

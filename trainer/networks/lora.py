@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trainer.families._base import Family, Say, Target
     from trainer.job import Job
 
-__all__ = ["LoraLayer", "LoraNetwork"]
+__all__ = ["LoraLayer", "LoraNetwork", "lr_groups", "number", "product_square"]
 
 RankAndAlpha = tuple[int, float]
 Ranks = Callable[["Target"], RankAndAlpha | None]
@@ -162,6 +162,10 @@ class LoraLayer(nn.Module):
             f"{target.name}.lora_up.weight": up,
         }
 
+    def product_norm(self) -> Tensor:
+        """Frobenius norm of ``up @ down * scale``, 0-d."""
+        return product_square(self.lora_down, self.lora_up).sqrt() * self.scale
+
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> set[str]:
         """Take this layer's tensors from ``tensors``; returns the keys that were used.
@@ -197,6 +201,13 @@ class LoraLayer(nn.Module):
         return used
 
 
+def product_square(down: Tensor, up: Tensor) -> Tensor:
+    """Squared Frobenius norm of ``up @ down`` from the two r x r Gram matrices: O x I is never formed."""
+    down_rX, up_Or = down.flatten(1).float(), up.flatten(1).float()
+    square: Tensor = ((up_Or.T @ up_Or) * (down_rX @ down_rX.T)).sum()
+    return square.clamp(min=0)
+
+
 class LoraNetwork(Network):
     """The layers of one LoRA, in Kohya's order."""
 
@@ -217,16 +228,16 @@ class LoraNetwork(Network):
         start = kohya_tensors(read_lora(path), family) if path else None
         from_weights = start is not None and config.dim_from_weights
         if start is not None and from_weights:
-            ranks = _ranks_of(start)
+            ranks = ranks_of(start)
             say(
                 "dim_from_weights: ranks and alphas come from the file; as in Kohya, dropouts and LoRA+ are off"
             )
         else:
-            ranks = _ranks(family, job, weights)
+            ranks = cls.ranks(family, job, weights)
         dropouts: dict[str, float] = {
             "dropout": config.network_dropout or 0.0,
-            "rank_dropout": _number(args, "rank_dropout"),
-            "module_dropout": _number(args, "module_dropout"),
+            "rank_dropout": number(args, "rank_dropout"),
+            "module_dropout": number(args, "module_dropout"),
         }
         for name, chance in dropouts.items():
             if not 0 <= chance < 1:
@@ -235,12 +246,11 @@ class LoraNetwork(Network):
             dropouts = dict.fromkeys(dropouts, 0.0)
         layers = []
         for target in family.targets():
-            wanted = job.trains_unet if target.part == "unet" else job.trains_text_encoder
-            found = ranks(target) if wanted else None
+            found = ranks(target) if cls.trains(job, target, from_weights=from_weights) else None
             if found is not None and found[0] > 0:
                 generator = draws.generator(f"lora {target.name}")
                 rank, alpha = found
-                layers.append(LoraLayer(target, rank, alpha, generator=generator, **dropouts))
+                layers.append(cls.layer(job, target)(target, rank, alpha, generator=generator, **dropouts))
         if not layers:
             raise ConfigError(
                 "no layer gets a LoRA: every block has rank or weight 0"
@@ -251,6 +261,35 @@ class LoraNetwork(Network):
         if start is not None and path is not None:
             network._start_from(path, start, say)
         return network
+
+    @classmethod
+    def ranks(cls, family: Family, job: Job, weights: list[float] | None) -> Ranks:
+        """Rank and alpha of each layer from the configuration.
+
+        Args:
+            family: The loaded models.
+            job: The run.
+            weights: Learning rate weights of the blocks, if there are any.
+        """
+        return _ranks(family, job, weights)
+
+    @classmethod
+    def trains(cls, job: Job, target: Target, *, from_weights: bool) -> bool:
+        """Whether the job trains the part of the model that ``target`` belongs to.
+
+        Args:
+            job: The run.
+            target: The layer.
+            from_weights: Layers are taken from a file (dim_from_weights).
+        """
+        if target.optional:
+            return False
+        return job.trains_unet if target.part == "unet" else job.trains_text_encoder
+
+    @classmethod
+    def layer(cls, job: Job, target: Target) -> type[LoraLayer]:
+        """The class of a layer's trainable pair."""
+        return LoraLayer
 
     def describe(self) -> str:
         """One line for the console: ranks, alphas and number of modules."""
@@ -314,21 +353,21 @@ class LoraNetwork(Network):
         """See `Network.param_groups`."""
         args = self.job.network_args
         plain = {} if self.job.config.network_weights and self.job.config.dim_from_weights else args
-        ratio = _number(plain, "loraplus_lr_ratio")
-        unet_ratio = _number(plain, "loraplus_unet_lr_ratio") or ratio
-        text_ratio = _number(plain, "loraplus_text_encoder_lr_ratio") or ratio
+        ratio = number(plain, "loraplus_lr_ratio")
+        unet_ratio = number(plain, "loraplus_unet_lr_ratio") or ratio
+        text_ratio = number(plain, "loraplus_text_encoder_lr_ratio") or ratio
         text = [layer for layer in self.layers if layer.target[0].part != "unet"]
         unet = [layer for layer in self.layers if layer.target[0].part == "unet"]
-        groups = _groups("textencoder", text, self.job.text_encoder_lr, text_ratio)
+        found = lr_groups("textencoder", text, self.job.text_encoder_lr, text_ratio)
         if self.block_lr_weights is None:
-            return groups + _groups("unet", unet, self.job.unet_lr, unet_ratio)
+            return found + lr_groups("unet", unet, self.job.unet_lr, unet_ratio)
         blocks: dict[int, list[LoraLayer]] = {}  # in the order in which the layers come
         for layer in unet:
             blocks.setdefault(_block(layer.target[0]), []).append(layer)
         for block, layers in blocks.items():
             rate = self.job.unet_lr * self.block_lr_weights[block]
-            groups += _groups(f"unet_block{block}", layers, rate, unet_ratio)
-        return groups
+            found += lr_groups(f"unet_block{block}", layers, rate, unet_ratio)
+        return found
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """See `Network.parameters`."""
@@ -367,7 +406,7 @@ class LoraNetwork(Network):
         (networks/lora.py:apply_max_norm_regularization). For a k x k convolution the norm is that of
         the composed kernel, which is the product of the flattened weights.
         """
-        norms = torch.stack([_product_norm(layer) for layer in self.layers])
+        norms = torch.stack([layer.product_norm() for layer in self.layers])
         floored = norms.clamp(min=limit / 2)
         ratios = floored.clamp(max=limit) / floored
         roots = [root for root in ratios.sqrt().unbind() for _ in range(2)]
@@ -404,7 +443,7 @@ class LoraNetwork(Network):
             ModelFileError: The file cannot be read, or no layer of it belongs to the model.
         """
         tensors = kohya_tensors(read_lora(file), family)
-        ranks = _ranks_of(tensors)
+        ranks = ranks_of(tensors)
         merged: set[str] = set()
         with torch.no_grad():
             for target in family.targets():
@@ -435,21 +474,18 @@ class LoraNetwork(Network):
         )
 
 
-def _product_norm(layer: LoraLayer) -> Tensor:
-    """Frobenius norm of ``up @ down * scale`` from the two r x r Gram matrices: O x I is never formed."""
-    down_rX = layer.lora_down.flatten(1).float()
-    up_Or = layer.lora_up.flatten(1).float()
-    square = ((up_Or.T @ up_Or) * (down_rX @ down_rX.T)).sum()
-    return square.clamp(min=0).sqrt() * layer.scale
-
-
 def _block(target: Target) -> int:
     if target.block is None:
         raise ConfigError(f"block options cannot be used with this model: {target.name} belongs to no block")
     return target.block
 
 
-def _number(args: Mapping[str, str], name: str) -> float:
+def number(args: Mapping[str, str], name: str) -> float:
+    """A network option as a number, 0 if it is not given.
+
+    Raises:
+        ConfigError: It is no number.
+    """
     text = args.get(name, "0")
     try:
         return float(text)
@@ -457,7 +493,7 @@ def _number(args: Mapping[str, str], name: str) -> float:
         raise ConfigError(f"network option {name} is {text!r}: expected a number") from error
 
 
-def _groups(name: str, layers: list[LoraLayer], rate: float, ratio: float) -> list[ParamGroup]:
+def lr_groups(name: str, layers: list[LoraLayer], rate: float, ratio: float) -> list[ParamGroup]:
     """One group, or two with LoRA+ (Hayou et al. 2024, arXiv:2402.12354): up weights learn faster."""
     if not layers or not rate:
         return []
@@ -473,8 +509,8 @@ def _ranks(family: Family, job: Job, weights: list[float] | None) -> Ranks:
     """Ranks and alphas from the configuration (networks/lora.py:create_network)."""
     args, config = job.network_args, job.config
     dim, alpha = config.network_dim, config.network_alpha
-    conv_dim = int(_number(args, "conv_dim")) if "conv_dim" in args else None
-    conv_alpha = _number(args, "conv_alpha") if "conv_alpha" in args else 1.0
+    conv_dim = int(number(args, "conv_dim")) if "conv_dim" in args else None
+    conv_alpha = number(args, "conv_alpha") if "conv_alpha" in args else 1.0
     if ("block_dims" in args or weights is not None) and not sum(family.kohya_blocks):
         raise ConfigError("block_dims and block LR weights are for SD 1.x, 2.x and SDXL: clear them (Blocks)")
     blocks = block_ranks(
@@ -506,7 +542,7 @@ def _ranks(family: Family, job: Job, weights: list[float] | None) -> Ranks:
     return ranks
 
 
-def _ranks_of(tensors: Mapping[str, Tensor]) -> Ranks:
+def ranks_of(tensors: Mapping[str, Tensor]) -> Ranks:
     """Ranks and alphas of a file; layers that are not in it are left alone."""
 
     def ranks(target: Target) -> RankAndAlpha | None:
