@@ -1,7 +1,8 @@
 """Seeded toy models in the true file layouts: small, random, made in a second, no download.
 
 The UNet has SD 1.5's 192 (with conv 278) target layers at widths 32 to 96; the text encoder has three
-layers of width 32 behind CLIP's real vocabulary; the VAE has factor 8.
+layers of width 32 behind CLIP's real vocabulary; the VAE has factor 8. SDXL's has a second text encoder
+of width 64 and all of SDXL's blocks, with one or two transformer layers each.
 
     folder = tiny.sd15_folder(tmp_path / "model")  # diffusers layout
     file = tiny.sd15_file(tmp_path / "model.safetensors")  # LDM single file, the same weights
@@ -25,7 +26,21 @@ from trainer.config import KohyaConfig
 from trainer.files import REPOSITORY
 from trainer.job import Job
 
-__all__ = ["job", "ldm_tensors", "models", "sd2_file", "sd2_folder", "sd15_ckpt", "sd15_file", "sd15_folder"]
+__all__ = [
+    "job",
+    "ldm_tensors",
+    "models",
+    "sd2_file",
+    "sd2_folder",
+    "sd15_ckpt",
+    "sd15_file",
+    "sd15_folder",
+    "sdxl_ckpt",
+    "sdxl_file",
+    "sdxl_folder",
+    "sdxl_models",
+    "sdxl_tensors",
+]
 
 BYTE_PAIRS = REPOSITORY / "assets" / "models" / "clip" / "bpe_simple_vocab_16e6.txt.gz"
 
@@ -121,6 +136,129 @@ def sd15_ckpt(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
+@functools.cache
+def sdxl_models(seed: int = 0) -> dict[str, Any]:
+    """UNet, VAE and both text encoders of a toy SDXL, float32, in eval mode. Shared: do not change them."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64, 64),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=2,
+            transformer_layers_per_block=(1, 1, 2),
+            cross_attention_dim=32 + 64,
+            attention_head_dim=(1, 1, 1),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=64 + 6 * 256,
+        )
+        encoders = [
+            kind(
+                CLIPTextConfig(
+                    vocab_size=49408,
+                    hidden_size=width,
+                    intermediate_size=2 * width,
+                    num_hidden_layers=3,
+                    num_attention_heads=1,
+                    hidden_act=act,
+                    projection_dim=64,
+                    bos_token_id=49406,
+                    eos_token_id=49407,
+                    pad_token_id=pad,
+                )
+            )
+            for kind, width, act, pad in (
+                (CLIPTextModel, 32, "quick_gelu", 49407),
+                (CLIPTextModelWithProjection, 64, "gelu", 0),
+            )
+        ]
+        with torch.no_grad():
+            for encoder in encoders:
+                encoder.get_input_embeddings().weight.normal_(0, 0.5)
+            encoders[1].text_projection.weight.normal_(0, 0.2)
+    found = {"unet": unet, "vae": models(1, seed)["vae"]}
+    found |= {"text_encoder": encoders[0], "text_encoder_2": encoders[1]}
+    for model in found.values():
+        model.eval().requires_grad_(False)
+    return found
+
+
+def sdxl_folder(path: Path, *, seed: int = 0) -> Path:
+    """A diffusers folder of the toy SDXL with both tokenizers; made once for a path."""
+    if path.exists():
+        return path
+    for name, model in sdxl_models(seed).items():
+        model.save_pretrained(path / name)
+    scheduler = {"_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012}
+    scheduler |= {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "steps_offset": 1}
+    _json(path / "scheduler" / "scheduler_config.json", scheduler)
+    tokenizer_files(path / "tokenizer")
+    tokenizer_files(path / "tokenizer_2", pad="!")
+    classes = {
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "image_encoder": [None, None],
+        "feature_extractor": [None, None],
+    }
+    _json(path / "model_index.json", {"_class_name": "StableDiffusionXLPipeline", **classes})
+    return path
+
+
+def sdxl_file(path: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
+    """An SGM .safetensors file of the same weights; made once for a path."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = sdxl_tensors(seed)
+        save_file(
+            {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()},
+            path,
+        )
+    return path
+
+
+def sdxl_ckpt(path: Path, *, seed: int = 0) -> Path:
+    """The same as a pickle with the tensors under "state_dict"."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"state_dict": sdxl_tensors(seed), "global_step": 1}, path)
+    return path
+
+
+def sdxl_tensors(seed: int = 0) -> dict[str, Tensor]:
+    """The weights under the keys of Stability's generative-models."""
+    found = sdxl_models(seed)
+    tensors = {
+        f"model.diffusion_model.{_ldm_unet(key, blocks=3)}": value
+        for key, value in found["unet"].state_dict().items()
+    }
+    for key, value in found["vae"].state_dict().items():
+        name = _ldm_vae(key)
+        is_conv = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name)
+        tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if is_conv else value
+    one = "conditioner.embedders.0.transformer.text_model."
+    tensors |= {one + key: value for key, value in found["text_encoder"].state_dict().items()}
+    tensors[f"{one}embeddings.position_ids"] = torch.arange(77).unsqueeze(0)
+    state = found["text_encoder_2"].state_dict()
+    two = "conditioner.embedders.1.model."
+    tensors |= _open_clip_layers(
+        {key.removeprefix("text_model."): value for key, value in state.items()}, two
+    )
+    tensors[f"{two}text_projection"] = state["text_projection.weight"].T
+    tensors[f"{two}logit_scale"] = torch.tensor(4.6)
+    return {key: value.contiguous().clone() for key, value in tensors.items()}
+
+
 def _folder(path: Path, version: int, seed: int) -> Path:
     if path.exists():
         return path
@@ -202,18 +340,24 @@ def _clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     start = "cond_stage_model.model."
+    tensors = {f"{start}text_projection": torch.eye(64), f"{start}logit_scale": torch.tensor(4.6)}
+    # The last layer is in the files although nothing uses it.
+    last = {
+        key.replace("layers.2.", "layers.3."): value for key, value in state.items() if ".layers.2." in key
+    }
+    return tensors | _open_clip_layers(state | last, start)
+
+
+def _open_clip_layers(state: dict[str, Tensor], start: str) -> dict[str, Tensor]:
     tensors = {
         f"{start}positional_embedding": state["embeddings.position_embedding.weight"],
         f"{start}token_embedding.weight": state["embeddings.token_embedding.weight"],
         f"{start}ln_final.weight": state["final_layer_norm.weight"],
         f"{start}ln_final.bias": state["final_layer_norm.bias"],
-        f"{start}text_projection": torch.eye(64),
-        f"{start}logit_scale": torch.tensor(4.6),
     }
-    layers = 3
-    for layer in range(layers + 1):
-        # The last layer is in the files although nothing uses it.
-        old, new = f"encoder.layers.{min(layer, layers - 1)}", f"{start}transformer.resblocks.{layer}"
+    layers = len({key.split(".")[2] for key in state if key.startswith("encoder.layers.")})
+    for layer in range(layers):
+        old, new = f"encoder.layers.{layer}", f"{start}transformer.resblocks.{layer}"
         for end in ("weight", "bias"):
             rows = [state[f"{old}.self_attn.{part}_proj.{end}"] for part in "qkv"]
             tensors[f"{new}.attn.in_proj_{end}"] = torch.cat(rows)
@@ -225,8 +369,8 @@ def _open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _ldm_unet(key: str) -> str:
-    """Names of four blocks with two layers each, as in SD 1.x and 2.x."""
+def _ldm_unet(key: str, blocks: int = 4) -> str:
+    """Names of four blocks with two layers each, as in SD 1.x and 2.x, or of SDXL's three."""
     for old, new in {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
@@ -236,12 +380,15 @@ def _ldm_unet(key: str) -> str:
         "mid_block.resnets.0": "middle_block.0",
         "mid_block.attentions.0": "middle_block.1",
         "mid_block.resnets.1": "middle_block.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
     }.items():
         key = re.sub(rf"^{re.escape(old)}\.", f"{new}.", key)
-    for i in range(4):
+    for i in range(blocks):
         key = key.replace(f"down_blocks.{i}.downsamplers.0.conv.", f"input_blocks.{3 * i + 3}.0.op.")
-        # The first up block has no attention, so its upsampler comes second, elsewhere third.
-        key = key.replace(f"up_blocks.{i}.upsamplers.0.", f"output_blocks.{3 * i + 2}.{1 if i == 0 else 2}.")
+        # SD's first up block has no attention, so its upsampler comes second, elsewhere third.
+        place = 1 if i == 0 and blocks == 4 else 2
+        key = key.replace(f"up_blocks.{i}.upsamplers.0.", f"output_blocks.{3 * i + 2}.{place}.")
         for j in range(3):
             key = key.replace(f"down_blocks.{i}.resnets.{j}.", f"input_blocks.{3 * i + j + 1}.0.")
             key = key.replace(f"down_blocks.{i}.attentions.{j}.", f"input_blocks.{3 * i + j + 1}.1.")

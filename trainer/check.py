@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer import devices, optimizers, schedules
+from trainer import devices, memory, optimizers, plugins, schedules
 from trainer.config import Finding, KohyaConfig, ui_of
 from trainer.data import folder
 from trainer.data.dataset_config import apply_dataset_config
@@ -57,6 +57,11 @@ def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) ->
         devices.check_precision(job.config.mixed_precision, device)
     except TrainerError as error:
         errors.append(str(error))
+    try:
+        memory.check(job, device)
+        found["effective values"] += [str(note) for note in memory.notes(job)]
+    except TrainerError as error:
+        errors.append(str(error))
     problems = optimizers.problems(job, device)
     errors += problems
     if not problems:
@@ -69,6 +74,7 @@ def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) ->
     try:
         dataset = folder.scan(job)
         found |= _dataset(dataset)
+        plugins.Folder("trainer.families").get(job.family).check(job, dataset)
         plan = Plan.make(job, dataset)
         found["steps"] = {
             "max_train_steps": plan.max_train_steps,

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from trainer import config as configuration
-from trainer import devices, metadata, networks, optimizers, plugins, prompts, quiet, schedules, states
+from trainer import devices, memory, metadata, networks, optimizers, plugins, prompts, quiet, schedules, states
 from trainer.controls import Controls
 from trainer.data import cache as caches
 from trainer.data import folder
@@ -94,6 +94,8 @@ def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Dra
         if current is not None:
             current.scalars.close()
             current.network.detach()
+            if current.swap is not None:
+                current.swap.close()
         current = None
         devices.free()
         events.close()
@@ -139,11 +141,12 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
     devices.check_precision(config.mixed_precision, device)
     plugin = networks.plugin_for(job)
     optimizers.check(job, device)
+    memory.check(job, device)
     objective.check(job)
     job.output_dir.mkdir(parents=True, exist_ok=True)
     states.sweep(job.output_dir)
     say(f"device: {devices.describe(device)}; precision: {config.mixed_precision}")
-    for note in (*job.notes, *optimizers.notes(job)):
+    for note in (*job.notes, *optimizers.notes(job), *memory.notes(job)):
         say(str(note))
 
     events.emit(PhaseStarted(phase="read pictures"))
@@ -156,6 +159,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         # What is left out is no error of the run: it goes on without it.
         level: Literal["info", "warning"] = "info" if finding.level == "info" else "warning"
         events.emit(LogLine(message=finding.message, level=level))
+    FAMILIES.get(job.family).check(job, dataset)
     accelerator = _accelerator(config.mixed_precision, device)
     plan = Plan.make(job, dataset, accelerator.num_processes)
     schedules.check(job, plan)
@@ -180,6 +184,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
 
     for file, multiplier in _base_weights(job):
         plugin.merge(family, file, multiplier, say)
+    swap = memory.prepare(family, job, accelerator.device, say)
     network = plugin.create(family, job, draws, say)
     network.attach()
     full = (
@@ -190,6 +195,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
     network.to(accelerator.device, full)
     if config.gradient_checkpointing:
         family.enable_gradient_checkpointing()
+        memory.offload(family, job, accelerator.device)
     if config.dynamo_backend not in ("no", "NO", ""):
         _compile(family.unet, job, say)
     groups = network.param_groups()
@@ -225,6 +231,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         events=events,
         controls=controls,
         scalars=Scalars(_tensorboard_folder(job)),
+        swap=swap,
     )
     if resumed is not None:
         _restore(current, resumed, say)

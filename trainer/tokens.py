@@ -148,15 +148,16 @@ class ClipTokens:
         tokenizer: A transformers tokenizer with start, end and padding tokens.
         chunks: Chunks of a caption: max_token_length / 75.
         length: Positions of the text encoder, start and end included (77).
+        pad: Id that fills up; the tokenizer's own if None.
     """
 
-    def __init__(self, tokenizer: Any, *, chunks: int, length: int = 77) -> None:
+    def __init__(self, tokenizer: Any, *, chunks: int, length: int = 77, pad: int | None = None) -> None:
         self.tokenizer = tokenizer
         self.chunks = chunks
         self.length = length
         self.bos: int = tokenizer.bos_token_id
         self.eos: int = tokenizer.eos_token_id
-        self.pad: int = tokenizer.pad_token_id
+        self.pad: int = tokenizer.pad_token_id if pad is None else pad
         self._ids: dict[str, Tensor] = {}
         self._weighted: dict[str, tuple[Tensor, Tensor]] = {}
 

@@ -22,8 +22,10 @@ class SdxlFields(Section):
             widget="checkbox",
             families=SDXL,
             shown_with=("sdxl", True),
-            effect="none",
-            reason="SDXL is not trained by this version.",
+            effect="adapted",
+            reason="As in Kohya, the stored captions are encoded: prefix, suffix and wildcards have no part in it. "
+            "With --cache_text_encoder_outputs_to_disk (Additional parameters), files made from another caption or "
+            "model are made anew, which Kohya does not notice.",
             sd_scripts_arg="--cache_text_encoder_outputs",
             since="2023-07-02",
         ),
@@ -40,8 +42,7 @@ class SdxlFields(Section):
             widget="checkbox",
             families=SDXL,
             shown_with=("sdxl", True),
-            effect="none",
-            reason="SDXL is not trained by this version.",
+            effect="honoured",
             sd_scripts_arg="--no_half_vae",
             since="2023-07-02",
         ),

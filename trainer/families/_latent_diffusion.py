@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from trainer.errors import DivergedError
 from trainer.families._base import Family, Part, Target, Text
 
-__all__ = ["ATTENTION_LAYERS", "TEXT_LAYERS", "LatentDiffusion", "clip_states", "in_kohya_order"]
+__all__ = [
+    "ATTENTION_LAYERS",
+    "TEXT_LAYERS",
+    "LatentDiffusion",
+    "clip_states",
+    "fingerprint",
+    "in_kohya_order",
+]
 
 REMEMBERED_BYTES = 256 << 20
 """Text conditioning kept for captions that come again, while the text encoders do not change."""
