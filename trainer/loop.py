@@ -36,6 +36,7 @@ from trainer.events import (
 from trainer.families._base import Family
 from trainer.job import Job
 from trainer.lora_file import save as save_lora
+from trainer.memory.swap import BlockSwap
 from trainer.networks._base import Network
 from trainer.objectives._base import Objective
 from trainer.optimizers import Built
@@ -82,6 +83,7 @@ class Run:
     events: EventLog
     controls: Controls
     scalars: Scalars
+    swap: BlockSwap | None = None
     step: int = 0
     micro: int = 0
     losses: tuple[float, ...] = ()

@@ -17,7 +17,18 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from trainer import config as configuration
-from trainer import devices, memory, metadata, networks, optimizers, plugins, prompts, quiet, schedules, states
+from trainer import (
+    devices,
+    memory,
+    metadata,
+    networks,
+    optimizers,
+    plugins,
+    prompts,
+    quiet,
+    schedules,
+    states,
+)
 from trainer.controls import Controls
 from trainer.data import cache as caches
 from trainer.data import folder

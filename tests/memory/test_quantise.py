@@ -139,7 +139,7 @@ def test_a_model_is_stored_while_it_is_read(tmp_path: Path, form: Format) -> Non
     file = checkpoints.open_weights(folder)
     names = {key: (key,) for key in file.shapes}
     built: Any = _unet(META)
-    place = memory.placing(form, built, CPU, torch.float32, swap=5)
+    place = memory.place_with(form, built, CPU, torch.float32, swap=5)
     checkpoints.fill(built, file, names, device=CPU, dtype=torch.float32, what="UNet", place=place)
     after = copy.deepcopy(tiny.models()["unet"])
     quantise.quantise(after, form)

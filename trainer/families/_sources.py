@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from trainer import checkpoints
+from trainer import checkpoints, memory
 from trainer.checkpoints import MODELS, TensorFile
 from trainer.errors import ModelFileError
 from trainer.families._base import Say
@@ -101,7 +101,9 @@ def check_channels(path: Path, channels: int) -> None:
         )
 
 
-def load_unet(source: Source, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, bool]:
+def load_unet(
+    source: Source, device: torch.device, dtype: torch.dtype, job: Job | None = None
+) -> tuple[nn.Module, bool]:
     """The UNet, and whether its proj_in and proj_out are linear layers."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -116,7 +118,8 @@ def load_unet(source: Source, device: torch.device, dtype: torch.dtype) -> tuple
         names = checkpoints.ldm_unet_names(file.shapes, UNET)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    checkpoints.fill(unet, file, names, device=device, dtype=dtype, what="UNet")
+    place = memory.placing(job, "unet", unet, device, dtype) if job else None
+    checkpoints.fill(unet, file, names, device=device, dtype=dtype, what="UNet", place=place)
     unet.eval()
     return unet, bool(config.get("use_linear_projection", False))
 
@@ -129,6 +132,7 @@ def load_clip(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    job: Job | None = None,
 ) -> Any:
     """A CLIP text encoder.
 
@@ -139,12 +143,14 @@ def load_clip(
         names: Which tensor goes where.
         device: Where it shall be.
         dtype: Of its weights.
+        job: Says whether they are stored small.
     """
     from transformers import CLIPTextConfig
 
     with torch.device("meta"):
         encoder = kind._from_config(CLIPTextConfig.from_dict(dict(values)), attn_implementation="sdpa")
-    checkpoints.fill(encoder, file, names, device=device, dtype=dtype, what="text encoder")
+    place = memory.placing(job, "text", encoder, device, dtype) if job else None
+    checkpoints.fill(encoder, file, names, device=device, dtype=dtype, what="text encoder", place=place)
     # Not a weight, so no file has it.
     embeddings = getattr(encoder, "text_model", encoder).embeddings
     positions = torch.arange(encoder.config.max_position_embeddings, device=device)

@@ -21,6 +21,7 @@ from trainer.families import _sources
 from trainer.families._base import Say, Target, Text
 from trainer.families._latent_diffusion import LatentDiffusion, clip_states, in_kohya_order
 from trainer.families._sources import TICK, UNET, Source
+from trainer.memory.quantise import parameter_count
 from trainer.tokens import ClipTokens, join_chunks
 
 if TYPE_CHECKING:
@@ -87,9 +88,9 @@ class StableDiffusion(LatentDiffusion):
         config = job.config
         source = _find(job, say)
         vae_dtype = torch.float32 if job.engine.no_half_vae else dtype
-        unet, linear = _sources.load_unet(source, device, dtype)
-        say(f"UNet: {sum(p.numel() for p in unet.parameters()):,} parameters")
-        text_encoder = _load_text_encoder(source, device, dtype)
+        unet, linear = _sources.load_unet(source, device, dtype, job)
+        say(f"UNet: {parameter_count(unet):,} parameters")
+        text_encoder = _load_text_encoder(source, device, dtype, job)
         vae = _sources.load_vae(source, job, device, vae_dtype, say)
         length = int(text_encoder.config.max_position_embeddings)
         tokenizer = _sources.load_tokenizer(
@@ -239,7 +240,7 @@ def _folder(path: Path, job: Job) -> _Source:
     return _Source(path, None, _facts(v2), v2)
 
 
-def _load_text_encoder(source: _Source, device: torch.device, dtype: torch.dtype) -> Any:
+def _load_text_encoder(source: _Source, device: torch.device, dtype: torch.dtype, job: Job) -> Any:
     from transformers import CLIPTextModel
 
     if source.file is None:
@@ -258,7 +259,7 @@ def _load_text_encoder(source: _Source, device: torch.device, dtype: torch.dtype
         else:
             names = checkpoints.clip_names(file.shapes, CLIP)
             values = _sources.explained(file.path, checkpoints.ldm_clip_config, file.shapes, names, base)
-    return _sources.load_clip(CLIPTextModel, values, file, names, device=device, dtype=dtype)
+    return _sources.load_clip(CLIPTextModel, values, file, names, device=device, dtype=dtype, job=job)
 
 
 def _facts(v2: bool) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 All of it works on the denoiser's list of blocks (`blocks_of`):
 
-    memory.placing(form, unet, device, dtype, swap=n)  # given to checkpoints.fill, which reads the file
-    memory.prepare(family, job, device)  # once the base model is final
+    memory.placing(job, "unet", unet, device, dtype)  # given to checkpoints.fill, which reads the file
+    memory.prepare(family, job, device, say)  # once the base model is final, before the network is attached
+    memory.offload(family, job, device)  # after gradient checkpointing is switched on
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,29 @@ from trainer.memory.swap import BlockSwap
 
 if TYPE_CHECKING:
     from trainer.families._base import Family, Say
-    from trainer.job import Job
+    from trainer.job import Job, Note
 
-__all__ = ["Choices", "Placed", "blocks_of", "choices", "placing", "prepare", "swapped_of"]
+__all__ = [
+    "Choices",
+    "Placed",
+    "blocks_of",
+    "check",
+    "choices",
+    "notes",
+    "offload",
+    "place_with",
+    "placing",
+    "prepare",
+    "swapped_of",
+]
 
 Placed = Callable[[str, Tensor], Tensor | None]
 """Takes a tensor of the model, as read from the file; gives it where and as it shall be, or None where
 it has been put into the model already."""
+
+
+SPLIT_MODE_BLOCKS = 18
+"""Blocks to swap that free as much memory as FLUX's old split_mode did (sd-scripts' own advice)."""
 
 
 @dataclass(frozen=True)
@@ -60,37 +77,99 @@ def choices(job: Job) -> Choices:
         raise ConfigError(
             f"quantized_base {base} and fp8 base exclude each other: untick fp8 base, or remove quantized_base"
         )
-    if config.blocks_to_swap and config.dynamo_backend not in ("no", "NO", ""):
+    swap = _blocks_to_swap(job)
+    if swap and config.dynamo_backend not in ("no", "NO", ""):
         raise ConfigError(
             "blocks_to_swap cannot be combined with compiled blocks: set it to 0, or dynamo_backend to no"
         )
-    unet = "fp8" if fp8 else cast("Format | None", base or None)
     return Choices(
-        unet=unet,
+        unet="fp8" if fp8 else cast("Format | None", base or None),
         text="fp8" if config.fp8_base and not config.fp8_base_unet else None,
-        blocks_to_swap=config.blocks_to_swap,
+        blocks_to_swap=swap,
         checkpointing=config.gradient_checkpointing,
         offload=config.gradient_checkpointing and config.cpu_offload_checkpointing,
     )
 
 
+def check(job: Job, device: torch.device) -> None:
+    """Refuse what ``device`` cannot do, before a model is loaded.
+
+    Raises:
+        ConfigError: With what to choose instead.
+    """
+    wanted = choices(job)
+    if wanted.unet and device.type not in ("cpu", "cuda"):
+        name = "fp8 base" if wanted.unet == "fp8" else f"quantized_base {wanted.unet}"
+        raise ConfigError(
+            f"{name} needs an NVIDIA card or a CPU, and this run would use {device.type.upper()}: switch it off"
+        )
+
+
+def notes(job: Job) -> list[Note]:
+    """Memory settings whose effect differs from what is written."""
+    from trainer.job import Note
+
+    config, found = job.config, []
+    if _is_split(job):
+        found.append(
+            Note(
+                "split_mode",
+                True,
+                f"blocks_to_swap {_blocks_to_swap(job)}",
+                "block swap frees as much memory and costs less time",
+            )
+        )
+    if config.cpu_offload_checkpointing and not config.gradient_checkpointing:
+        found.append(
+            Note(
+                "cpu_offload_checkpointing",
+                True,
+                False,
+                "it moves what gradient_checkpointing keeps, and that is off",
+            )
+        )
+    if (config.fp8_base or config.fp8_base_unet) and config.mixed_precision == "no":
+        found.append(
+            Note("fp8_base", True, True, "computed in fp32, since mixed_precision is no; Kohya refuses that")
+        )
+    return found
+
+
+def _is_split(job: Job) -> bool:
+    return job.config.split_mode and job.family == "flux"
+
+
+def _blocks_to_swap(job: Job) -> int:
+    return max(job.config.blocks_to_swap, SPLIT_MODE_BLOCKS if _is_split(job) else 0)
+
+
 def placing(
-    form: Format | None,
-    model: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    swap: int = 0,
-) -> Placed:
-    """How the tensors of ``model`` are put in place, one by one, while they are read.
+    job: Job, part: Literal["unet", "text"], model: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Placed | None:
+    """How the tensors of a model are put in place, one by one, while they are read from the file.
 
     Args:
-        form: How the weights of its blocks' layers are stored.
+        job: What is asked for.
+        part: The denoiser, or a text encoder.
         model: Built on the meta device.
         device: Where it computes.
         dtype: Of everything that is not stored small.
-        swap: Blocks that stay in host memory (blocks_to_swap).
+
+    Returns:
+        For `trainer.checkpoints.fill`; None where nothing is special about this model.
     """
+    wanted = choices(job)
+    form = wanted.unet if part == "unet" else wanted.text
+    if job.engine.base_weights:
+        form = None  # they are added to whole weights; `prepare` follows
+    swap = wanted.blocks_to_swap if part == "unet" else 0
+    return place_with(form, model, device, dtype, swap=swap) if form or swap else None
+
+
+def place_with(
+    form: Format | None, model: nn.Module, device: torch.device, dtype: torch.dtype, *, swap: int = 0
+) -> Placed:
+    """The same for a given format and number of blocks in host memory."""
     layers = {f"{name}.weight": layer for name, layer in quantise.layers(model)} if form else {}
     blocks = [blocks_of(model)[place] for place in swapped_of(model, swap)] if swap else []
     swapped = {id(module) for block in blocks for module in block.modules()}
@@ -118,7 +197,7 @@ def placing(
 
 
 def prepare(family: Family, job: Job, device: torch.device, say: Say) -> BlockSwap | None:
-    """Store small what is not yet, and begin to swap; after base weights are merged.
+    """Store small what is not yet, and begin to swap.
 
     Returns:
         The swap, to be closed when the run ends; None without one.
@@ -129,12 +208,9 @@ def prepare(family: Family, job: Job, device: torch.device, say: Say) -> BlockSw
     if wanted.text is not None:
         for encoder in family.text_encoders.values():
             quantise.quantise(encoder, wanted.text)
-    if wanted.unet or wanted.text:
+    if wanted.unet is not None:
         size = sum(tensor.nbytes for tensor in (*family.unet.parameters(), *family.unet.buffers()))
-        say(f"the frozen model is kept in {wanted.unet or 'full'}: {size / 2**30:.2f} GiB")
-    if wanted.offload:
-        denoiser: Any = family.unet
-        denoiser.enable_gradient_checkpointing(Offload(device))
+        say(f"the frozen model is kept in {wanted.unet}: {size / 2**30:.2f} GiB")
     if not wanted.blocks_to_swap:
         return None
     blocks = blocks_of(family.unet)
@@ -147,3 +223,10 @@ def prepare(family: Family, job: Job, device: torch.device, say: Say) -> BlockSw
     if device.type == "cuda" and not swap.pinned:
         say("the system refused page-locked memory for block swap: copies will not overlap with computing")
     return swap
+
+
+def offload(family: Family, job: Job, device: torch.device) -> None:
+    """Keep the inputs of checkpointed blocks in host memory, where the job says so."""
+    if choices(job).offload:
+        denoiser: Any = family.unet
+        denoiser.enable_gradient_checkpointing(Offload(device))

@@ -13,6 +13,7 @@ Axes: O/I output and input width.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
@@ -28,6 +29,7 @@ __all__ = [
     "StoredLinear",
     "dense",
     "layers",
+    "parameter_count",
     "quantise",
     "store",
     "stored_bytes",
@@ -188,6 +190,16 @@ def dense(layer: nn.Linear | nn.Conv2d, dtype: torch.dtype = torch.float32) -> T
         small = layer.hidden if isinstance(layer, _HiddenLinear) else layer.weight
         return _whole(layer, small, layer.weight_scale, dtype)
     return layer.weight.to(dtype)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters of ``model``, however its weights are stored."""
+    total = 0
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            packed = isinstance(module, StoredLinear | StoredConv2d) and name in ("weight", "hidden")
+            total += math.prod(_shape(module)) if packed else parameter.numel()
+    return total
 
 
 def stored_bytes(shape: tuple[int, ...], form: Format) -> int:
