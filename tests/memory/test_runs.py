@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests import tiny, tiny_flux
 from tests.runs import train
 from trainer.events import Event, LogLine, SampleReady, StepDone
 from trainer.memory import quantise
@@ -76,6 +77,36 @@ def test_a_small_base_trains_much_the_same(
     assert losses(events) != losses(plain[0])
     assert found.keys() == plain[1].keys()
     assert sum(isinstance(event, SampleReady) for event in events) == 3  # drawn, and trained on
+
+
+def test_sdxl_with_everything_on(tmp_path: Path) -> None:
+    model = tiny.sdxl_file(tmp_path / "xl.safetensors")
+    events, found = run(
+        tmp_path,
+        pretrained_model_name_or_path=str(model),
+        sdxl=True,
+        fp8_base=True,
+        blocks_to_swap=8,
+        gradient_checkpointing=True,
+        cpu_offload_checkpointing=True,
+        sample_every_n_steps=2,
+    )
+    assert len(losses(events)) == 3
+    assert all(bool(torch.isfinite(value).all()) for value in found.values())
+    assert any(isinstance(event, SampleReady) for event in events)
+
+
+def test_flux_swaps_as_kohya_counts_and_changes_nothing(tmp_path: Path) -> None:
+    found = []
+    for name, swap in (("plain", 0), ("swap", 2)):
+        folder = tmp_path / name
+        values = tiny_flux.settings(folder, blocks_to_swap=swap, fp8_base_unet=True, max_train_steps=2)
+        _, events = train(folder, **values)
+        found.append((losses(events), lora(folder)))
+    said = [event.message for event in events if isinstance(event, LogLine)]
+    assert any(line.startswith("block swap: 3 of 4 blocks") for line in said)  # 1 double, 2 single
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][key]) for key, value in found[0][1].items())
 
 
 def test_a_resumed_run_on_fp8_goes_on_to_the_same_weights(tmp_path: Path) -> None:

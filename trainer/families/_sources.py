@@ -101,9 +101,7 @@ def check_channels(path: Path, channels: int) -> None:
         )
 
 
-def load_unet(
-    source: Source, device: torch.device, dtype: torch.dtype, job: Job | None = None
-) -> tuple[nn.Module, bool]:
+def load_unet(source: Source, device: torch.device, dtype: torch.dtype, job: Job) -> tuple[nn.Module, bool]:
     """The UNet, and whether its proj_in and proj_out are linear layers."""
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -118,7 +116,7 @@ def load_unet(
         names = checkpoints.ldm_unet_names(file.shapes, UNET)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    place = memory.placing(job, "unet", unet, device, dtype) if job else None
+    place = memory.placing(job, "unet", unet, device, dtype)
     checkpoints.fill(unet, file, names, device=device, dtype=dtype, what="UNet", place=place)
     unet.eval()
     return unet, bool(config.get("use_linear_projection", False))
@@ -132,7 +130,7 @@ def load_clip(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    job: Job | None = None,
+    job: Job,
 ) -> Any:
     """A CLIP text encoder.
 
@@ -149,7 +147,7 @@ def load_clip(
 
     with torch.device("meta"):
         encoder = kind._from_config(CLIPTextConfig.from_dict(dict(values)), attn_implementation="sdpa")
-    place = memory.placing(job, "text", encoder, device, dtype) if job else None
+    place = memory.placing(job, "text", encoder, device, dtype)
     checkpoints.fill(encoder, file, names, device=device, dtype=dtype, what="text encoder", place=place)
     # Not a weight, so no file has it.
     embeddings = getattr(encoder, "text_model", encoder).embeddings

@@ -27,6 +27,7 @@ from trainer.families import _sources
 from trainer.families._base import Part, Say, Target, Text
 from trainer.families._latent_diffusion import LatentDiffusion, clip_states, fingerprint, in_kohya_order
 from trainer.families._sources import TICK, UNET, Source
+from trainer.memory.quantise import parameter_count
 from trainer.tokens import ClipTokens, join_chunks
 
 if TYPE_CHECKING:
@@ -124,9 +125,9 @@ class StableDiffusionXL(LatentDiffusion):
                 f"clip_skip {config.clip_skip} has no effect: SDXL is always conditioned on the last layer but one"
             )
         full_vae = config.sdxl_no_half_vae or job.engine.no_half_vae
-        unet, _ = _sources.load_unet(source, device, dtype)
-        say(f"UNet: {sum(p.numel() for p in unet.parameters()):,} parameters")
-        text_encoders = _load_text_encoders(source, device, dtype)
+        unet, _ = _sources.load_unet(source, device, dtype, job)
+        say(f"UNet: {parameter_count(unet):,} parameters")
+        text_encoders = _load_text_encoders(source, device, dtype, job)
         vae = _sources.load_vae(source, job, device, torch.float32 if full_vae else dtype, say)
         tokens: dict[Part, ClipTokens] = {}
         parts: tuple[tuple[Part, str, str], ...] = (
@@ -410,7 +411,9 @@ def _check_folder(path: Path) -> None:
     _sources.check_channels(path, int(config.get("in_channels", 4)))
 
 
-def _load_text_encoders(source: Source, device: torch.device, dtype: torch.dtype) -> dict[Part, nn.Module]:
+def _load_text_encoders(
+    source: Source, device: torch.device, dtype: torch.dtype, job: Job
+) -> dict[Part, nn.Module]:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     if source.file is None:
@@ -442,7 +445,9 @@ def _load_text_encoders(source: Source, device: torch.device, dtype: torch.dtype
         names2[projection] = ("text_projection.weight",)
 
     def load(kind: Any, values: dict[str, Any], file: TensorFile, names: checkpoints.Renamed) -> nn.Module:
-        encoder: nn.Module = _sources.load_clip(kind, values, file, names, device=device, dtype=dtype)
+        encoder: nn.Module = _sources.load_clip(
+            kind, values, file, names, device=device, dtype=dtype, job=job
+        )
         return encoder
 
     return {

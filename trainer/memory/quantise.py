@@ -13,7 +13,6 @@ Axes: O/I output and input width.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from typing import Any, Literal, get_args
@@ -197,8 +196,10 @@ def parameter_count(model: nn.Module) -> int:
     total = 0
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            packed = isinstance(module, StoredLinear | StoredConv2d) and name in ("weight", "hidden")
-            total += math.prod(_shape(module)) if packed else parameter.numel()
+            if isinstance(module, StoredLinear | StoredConv2d) and name in ("weight", "hidden"):
+                total += torch.Size(_shape(module)).numel()
+            else:
+                total += parameter.numel()
     return total
 
 
