@@ -14,9 +14,9 @@ def main() -> None:
 
     import platformdirs
 
-    from app import page
+    from app import server
 
-    page.serve(complete(lambda: platformdirs.user_state_path("lora-kiln", appauthor=False)))
+    server.serve(complete(lambda: platformdirs.user_state_path("lora-kiln", appauthor=False)))
 
 
 if __name__ == "__main__":

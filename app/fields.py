@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import inspect
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -10,77 +12,164 @@ from gradio.components import Component
 
 from trainer import config as configuration
 from trainer.config import KohyaConfig, Loaded, Ui, help_of, ui_of
+from trainer.config.load import FAMILY_SWITCHES
+from trainer.errors import ConfigError
 
-__all__ = ["Form", "trained_here"]
+__all__ = ["ESSENTIAL", "Form", "read", "section_id"]
 
-FAMILIES = {"sd15", "sd2"}
-LORA_TYPES = {"Standard", "Kohya LoCon"}
-"""What this version trains: fields of other families and types ride along unseen and are written back."""
+ESSENTIAL = (
+    "pretrained_model_name_or_path",
+    "train_data_dir",
+    "output_dir",
+    "output_name",
+    "network_weights",
+    "epoch",
+    "sample_prompts",
+)
+"""What a person must look at before a first LoRA; the beginner's view shows these alone."""
+
+SWITCHES = ("v2", *FAMILY_SWITCHES)
+"""Family switches, which exclude each other; none of them is SD 1.x."""
+
+HEADINGS = {
+    "NetworkTypeFields": "LoRA",
+    "TrainingFields": "Training",
+    "RateFields": "Learning rates",
+    "NetworkFields": "Network",
+    "AdvancedFields": "General",
+    "SavingFields": "Saving in between",
+    "ComputeFields": "Captions, precision and memory",
+    "LossFields": "Loss, buckets and augmentation",
+    "NoiseFields": "Noise and dropout",
+    "StateFields": "State and logging",
+}
+"""Titles of the stretches of a tab's main part, by the class that declares their fields."""
+
+LARGEST_DRAFT = 4_000_000
+"""Characters of a page's configuration; Kohya's has 10,000."""
 
 
-def trained_here(name: str) -> bool:
-    """Whether a field belongs to a family and LoRA type that this version trains, and Kohya shows it."""
-    ui = ui_of(name)
-    family = not ui.families or FAMILIES & set(ui.families)
-    kind = not ui.lora_types or LORA_TYPES & set(ui.lora_types)
-    return bool(family and kind) and not ui.hidden and not ui.secret
+def section_id(tab: str, section: str) -> str:
+    """Id of the element that holds a section of a tab."""
+    return "section-" + "".join(letter if letter.isalnum() else "-" for letter in f"{tab}-{section}".lower())
 
 
 class Form:
-    """The widgets of all shown fields, made once, and the values they stand for."""
+    """The widgets of all fields, made once, and the values they stand for."""
 
     def __init__(self) -> None:
         self.widgets: dict[str, Component] = {}
+        self.places: dict[str, tuple[str, str]] = {}
+        """Sub-tab and section of each field that is on the page."""
+        self.groups: dict[str, list[str]] = {}
+        """Names of the fields in each part of the page that disappears with them, by the part's id."""
 
-    def sections(self, tab: str) -> dict[str, list[str]]:
-        """Names of the shown fields of a tab, by section, in Kohya's order."""
-        found: dict[str, list[str]] = {}
+    def sections(self, tab: str) -> dict[str, dict[str, list[str]]]:
+        """Names of a tab's fields by section and heading, in Kohya's order."""
+        found: dict[str, dict[str, list[str]]] = {}
         for name in KohyaConfig.model_fields:
             ui = ui_of(name)
-            if ui.tab == tab and trained_here(name):
-                found.setdefault(ui.section, []).append(name)
+            if ui.tab == tab and not ui.hidden:
+                heading = "" if ui.section else HEADINGS.get(_declared_in(name), "")
+                found.setdefault(ui.section, {}).setdefault(heading, []).append(name)
         return found
 
-    def render(self, names: Iterable[str]) -> None:
+    def render(self, names: Sequence[str], sub_tab: str) -> None:
         """Put the widgets of some fields onto the page, here."""
         texts: list[str] = []
-        with gr.Row(elem_classes="kiln-fields"):
+        row = f"row-{len(self.groups)}"
+        self.groups[row] = [name for name in names if ui_of(name).lines == 1]
+        with gr.Row(elem_classes="kiln-fields", elem_id=row):
             for name in names:
+                self.places[name] = (sub_tab, ui_of(name).section)
                 if ui_of(name).lines > 1:
                     texts.append(name)
                 else:
-                    self.widgets[name] = widget(name)
+                    self._add(name)
         for name in texts:
+            self._add(name)
+
+    def _add(self, name: str) -> None:
+        if ui_of(name).secret:
+            locked(name)
+        else:
             self.widgets[name] = widget(name)
 
     def show(self, config: KohyaConfig) -> list[Any]:
         """Values for all widgets, in their order."""
         return [_shown(getattr(config, name)) for name in self.widgets]
 
-    def read(self, values: Mapping[Component, Any], rest: Any) -> Loaded:
-        """What the page holds, as a configuration; nothing that a browser sends is trusted.
+    def facts(self) -> dict[str, Any]:
+        """What the page's script knows of each field, and of the rules that show and hide them."""
+        fields = {}
+        for name, (tab, section) in self.places.items():
+            ui = ui_of(name)
+            fact: dict[str, Any] = {"tab": tab}
+            if section:
+                parts = section.split(" > ")
+                fact["section"] = section
+                fact["sections"] = [section_id(ui.tab, " > ".join(parts[: n + 1])) for n in range(len(parts))]
+            if ui.families:
+                fact["families"] = ui.families
+            if ui.lora_types:
+                fact["types"] = ui.lora_types
+            if ui.shown_with:
+                fact["with"] = ui.shown_with
+            if ui.path:
+                fact["path"] = ui.path
+            for key in ("min", "max"):
+                if (bound := getattr(ui, key)) is not None:
+                    fact[key] = bound
+            fields[name] = fact
+        return {
+            "fields": fields,
+            "order": list(self.widgets),
+            "essential": ESSENTIAL,
+            "switches": SWITCHES,
+            "families": dict(FAMILY_SWITCHES),
+            "groups": self.groups,
+        }
 
-        Args:
-            values: By widget, as gradio hands them over for a set of inputs.
-            rest: The loaded configuration: fields without a widget and unknown keys come from it.
 
-        Raises:
-            ConfigError: ``rest`` is too large, or holds what JSON cannot.
-        """
-        # An emptied number box sends None; as in a file, an empty text is what it reads as.
-        given = {name: "" if values[item] is None else values[item] for name, item in self.widgets.items()}
-        return configuration.loads({**(rest if isinstance(rest, Mapping) else {}), **given})
+def read(text: Any) -> tuple[Loaded, str]:
+    """What a page holds, as a configuration; nothing that a browser sends is trusted.
+
+    Args:
+        text: JSON of the page's script: ``values`` by field (unknown keys too), and ``base``.
+
+    Returns:
+        The configuration, and the name of the folder that its relative paths start from.
+
+    Raises:
+        ConfigError: It is too large, or no such JSON.
+    """
+    if not isinstance(text, str) or len(text) > LARGEST_DRAFT:
+        raise ConfigError("the page sent no configuration: reload it")
+    try:
+        draft = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError("the page sent no configuration: reload it") from error
+    if not isinstance(draft, dict) or not isinstance(draft.get("values"), dict):
+        raise ConfigError("the page sent no configuration: reload it")
+    base = draft.get("base")
+    return configuration.loads(draft["values"]), base if isinstance(base, str) else ""
 
 
 def widget(name: str) -> Component:
     """The widget for one field."""
     ui = ui_of(name)
     default = _shown(KohyaConfig.model_fields[name].default)
-    common: dict[str, Any] = {"label": ui.label, "info": explain(name, ui), "elem_id": f"field-{name}"}
+    marks = [f"kiln-{ui.effect}"] if ui.effect != "honoured" else []
+    common: dict[str, Any] = {
+        "label": ui.label,
+        "info": explain(name, ui),
+        "elem_id": f"field-{name}",
+        "elem_classes": marks,
+    }
     if ui.widget == "checkbox":
         return gr.Checkbox(value=default, **common)
     if ui.widget in ("slider", "number"):
-        # No bounds: gradio refuses every event of the page while one value lies outside its bounds.
+        # A slider would cut what a file holds to its ends; the page's script marks what lies outside.
         return gr.Number(value=default, step=ui.step or 1, min_width=200, **common)
     if ui.widget == "dropdown" and ui.choices:
         choices = list(ui.choices)
@@ -89,14 +178,34 @@ def widget(name: str) -> Component:
     return gr.Textbox(value=default, lines=lines, max_lines=max(lines, 8), min_width=280, **common)
 
 
+def locked(name: str) -> Component:
+    """In the place of a secret: its label and why it is not taken."""
+    ui = ui_of(name)
+    return gr.Textbox(
+        value="",
+        label=ui.label,
+        info=explain(name, ui),
+        interactive=False,
+        placeholder="not taken here",
+        elem_id=f"field-{name}",
+        elem_classes=["kiln-none"],
+    )
+
+
 def explain(name: str, ui: Ui) -> str:
-    """Help text, with what is different here."""
+    """Help text, with what is different here, and the bounds."""
     text = " ".join(help_of(name).split())
     if ui.effect == "none":
-        return f"No effect here: {ui.reason} {text}"
-    if ui.effect == "adapted":
-        return f"{text} Here: {ui.reason}"
+        text = f"No effect here: {ui.reason} {text}"
+    elif ui.effect == "adapted":
+        text = f"{text} Here: {ui.reason}"
+    if ui.min is not None and ui.max is not None:
+        text = f"{text} ({ui.min:g} to {ui.max:g})"
     return text
+
+
+def _declared_in(name: str) -> str:
+    return next(base.__name__ for base in KohyaConfig.__mro__ if name in inspect.get_annotations(base))
 
 
 def _shown(value: Any) -> Any:

@@ -6,9 +6,10 @@ import gradio as gr
 
 from trainer.files import REPOSITORY
 
-__all__ = ["CSS", "ICON", "theme"]
+__all__ = ["CSS", "ICON", "SCRIPT", "theme"]
 
 CSS = (REPOSITORY / "assets" / "page.css").read_text(encoding="utf-8")
+SCRIPT = (REPOSITORY / "assets" / "page.js").read_text(encoding="utf-8")
 ICON = REPOSITORY / "assets" / "icon.svg"
 
 

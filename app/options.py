@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import ipaddress
+import getpass
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
+
+from app.access import Users, hashed, is_loopback
 
 __all__ = ["Options", "read"]
 
@@ -22,7 +25,7 @@ class Options:
         host: Address or name that the server binds to.
         port: TCP port, 1 to 65535.
         listen: Whether other machines can reach the page; then `auth` is set.
-        auth: User and password, or None where everybody on this machine may use the page.
+        auth: Who may log in, or None where everybody on this machine may use the page.
         roots: Folders that the page may read and write, by the name it shows for them; resolved.
         state: Folder for what the program remembers between starts.
         config: Kohya JSON to show at the start.
@@ -32,7 +35,7 @@ class Options:
     host: str
     port: int
     listen: bool
-    auth: tuple[str, str] | None = dataclasses.field(repr=False)
+    auth: Users | None = dataclasses.field(repr=False)
     roots: dict[str, Path]
     state: Path
     config: Path | None
@@ -59,11 +62,11 @@ def read(argv: Sequence[str]) -> Callable[[Callable[[], Path]], Options]:
     if given.listen and given.host is not None:
         parser.error("--listen means all addresses and --host one of them: give only one of the two")
     host = "0.0.0.0" if given.listen else given.host or "127.0.0.1"
-    reachable = not _is_loopback(host)
+    reachable = not is_loopback(host)
     if reachable and given.auth is None:
         parser.error(
             f"{'--listen' if given.listen else f'--host {host}'} lets other machines in, so it needs "
-            "--auth USER:PASSWORD or --auth @FILE"
+            "--auth USER:PASSWORD, --auth @FILE or --auth once"
         )
     roots: dict[str, Path] = {}
     for name, folder in given.root:
@@ -86,6 +89,15 @@ def read(argv: Sequence[str]) -> Callable[[Callable[[], Path]], Options]:
     return complete
 
 
+class _Hash(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
+        password = getpass.getpass("Password: ")
+        if not password or password != getpass.getpass("Again: "):
+            parser.error("the passwords are empty or differ")
+        sys.stdout.write(f"{hashed(password)}\n")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m app",
@@ -99,9 +111,17 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--auth",
         type=_auth,
-        metavar="USER:PASSWORD|@FILE",
-        help="who may log in; needed if other machines can connect. @FILE reads it from a file's first line, "
-        "which keeps it out of the list of processes; let nobody else read that file",
+        metavar="USER:PASSWORD|@FILE|once",
+        help="who may log in; needed if other machines can connect. @FILE has a line USER:PASSWORD for each user, "
+        "the first of whom is the admin; it keeps passwords out of the list of processes, and a line may hold the "
+        "hash that --hash prints in the place of the password. With once, a password for one login is drawn and "
+        "printed",
+    )
+    add(
+        "--hash",
+        action=_Hash,
+        nargs=0,
+        help="ask for a password, print its hash for a file of users, and end",
     )
     add(
         "--root",
@@ -117,34 +137,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False  # a name may stand for any address
-
-
 def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f'"{text}" is not a port: give a number from 1 to 65535')
     return int(text)
 
 
-def _auth(text: str) -> tuple[str, str]:
-    if text.startswith("@"):
-        path = Path(text[1:]).expanduser()
-        try:
-            text = path.read_text(encoding="utf-8-sig").splitlines()[0]
-        except (OSError, UnicodeDecodeError, IndexError):
-            raise argparse.ArgumentTypeError(
-                f"{path} cannot be read: its first line must be USER:PASSWORD"
-            ) from None
-    user, colon, password = text.partition(":")
-    if not (user and colon and password):
-        raise argparse.ArgumentTypeError("it must be USER:PASSWORD, neither of them empty, or @FILE")
-    return user, password
+def _auth(text: str) -> Users:
+    try:
+        return Users.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _root(text: str) -> tuple[str, Path]:

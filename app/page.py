@@ -1,16 +1,13 @@
-"""The page: one Blocks with all its tabs, and the server around it."""
+"""The page: one Blocks with all its tabs, and what its buttons do."""
 
 from __future__ import annotations
 
 import functools
 import html
-import os
-import signal
+import json
 import sys
 import threading
-import time
 import traceback
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,22 +15,21 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from app import looks, presets
-from app.fields import Form
-from app.options import Options
+from app import browse, looks, presets
+from app.checks import checks, checks_html
+from app.fields import Form, read
+from app.report import report_html, ways_on
 from app.session import Session
-from app.tabs import parameters, train
+from app.tabs import dataset, parameters, review, train
 from trainer import config as configuration
 from trainer.config import KohyaConfig, Loaded
 from trainer.errors import ConfigError, TrainerError
 from trainer.files import REPOSITORY
 
-__all__ = ["build", "launch", "serve"]
+__all__ = ["build", "head"]
 
 WARM_UP_AFTER_S = 4.0
 """After the first page was opened: PyTorch takes seconds to import, and the page shall be there first."""
-LARGEST_UPLOAD = "16mb"
-"""Configurations are all that is uploaded; trainer.config refuses large ones with a sentence."""
 
 DOWNLOAD = """(text, name) => {
     const link = document.createElement("a");
@@ -59,102 +55,12 @@ FOLLOW_LOG = """() => setTimeout(() => {
 }, 50)"""
 """Keeps the end of the log in sight, unless a person has scrolled up to read."""
 
-
-def serve(options: Options) -> None:
-    """Serve the page until the program is ended, and a run with it: Ctrl-C lets it save first.
-
-    Args:
-        options: The flags of ``python -m app``.
-    """
-    try:
-        session = Session.open(options, *_first(options))
-    except TrainerError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: the folder {options.state} cannot be used ({error}): choose another --state")
-    try:
-        page = launch(session, options)
-    except OSError as error:
-        sys.exit(
-            f"error: port {options.port} of {options.host} cannot be used ({error}): choose another --port"
-        )
-    _say(f"LoRA Kiln is at {page.local_url}  (Ctrl-C ends it)")
-    try:
-        _wait_for_end(session)
-    finally:
-        page.close(verbose=False)
-
-
-def launch(session: Session, options: Options, opened: Callable[[], None] | None = None) -> gr.Blocks:
-    """Serve the page from a thread of its own; ``close()`` of what is returned ends that.
-
-    Args:
-        session: The server's state.
-        options: Where to serve, and to whom.
-        opened: As for `build`.
-
-    Raises:
-        OSError: The port is taken, or the host is none of this machine's.
-    """
-    page = build(session, opened)
-    page.queue(default_concurrency_limit=None)
-    page.launch(
-        server_name=options.host,
-        server_port=options.port,
-        auth=options.auth,
-        inbrowser=options.browser,
-        allowed_paths=session.served,
-        max_file_size=LARGEST_UPLOAD,
-        run_history=False,
-        footer_links=[],
-        favicon_path=looks.ICON,
-        quiet=True,
-        show_error=True,
-        theme=looks.theme(),
-        css=looks.CSS,
-        prevent_thread_lock=True,
-    )
-    return page
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
-def _wait_for_end(session: Session) -> None:
-    """Return once the program is asked to end and no run is left; the second Ctrl-C does not wait."""
-
-    def terminated(number: int, frame: types.FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, terminated)
-    try:
-        while True:
-            time.sleep(3600)  # unlike a lock, it is woken by Ctrl-C on Windows too
-    except KeyboardInterrupt:
-        pass
-    try:
-        if session.runner.running:
-            _say("stopping: the run finishes its step and saves (Ctrl-C again: at once, unsaved)")
-            session.runner.stop()
-            while not session.runner.wait(0.2):
-                pass
-            session.view.update()
-            _say(session.view.lines[-1] if session.view.lines else "stopped")
-    except KeyboardInterrupt:
-        _say("ended without saving")
-        os._exit(130)  # the training thread would go on until its step is done
-
-
-def _first(options: Options) -> tuple[KohyaConfig, Path]:
-    if options.config is None:
-        return KohyaConfig(), Path.cwd()
-    return configuration.load(options.config).config, presets.base_of(options.config)
-
-
-def _warm_up() -> None:
-    import trainer.runner  # noqa: F401
+COLLECT = "(...values) => kiln.edited(values)"
+LOADED = "(...values) => kiln.loaded(values, false)"
+OPENED = "(...values) => kiln.loaded(values, true)"
+CONNECT = """kiln.connect(server, trigger);
+for (const name of ['apply', 'check', 'now', 'parts']) void name;"""
+"""gradio finds the names of a component's own events in its script."""
 
 
 class _Once:
@@ -170,7 +76,18 @@ class _Once:
             timer.start()
 
 
-def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Blocks:
+def _warm_up() -> None:
+    import trainer.runner  # noqa: F401
+
+
+def head(form: Form) -> str:
+    """The page's script and what it must know of the fields."""
+    parts = {"parts": [label for label, _ in parameters.TABS], "simple": parameters.SIMPLE}
+    facts = json.dumps({**form.facts(), **parts}, separators=(",", ":")).replace("</", "<\\/")
+    return f'<script type="application/json" id="kiln-facts">{facts}</script><script>{looks.SCRIPT}</script>'
+
+
+def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[gr.Blocks, Form]:
     """All tabs over one form.
 
     Args:
@@ -179,69 +96,117 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
     """
     form = Form()
     opened = opened or _Once()
+
+    def browse_files(data: Any, request: gr.Request) -> dict[str, Any]:
+        asked = data if isinstance(data, dict) else {}
+        return browse.listing(session.paths, str(asked.get("kind", "")), str(asked.get("path", "")))
+
+    def act_on_run(data: Any, request: gr.Request) -> dict[str, Any]:
+        try:
+            return _act(session, form, data if isinstance(data, dict) else {}, _user(request))
+        except TrainerError as error:
+            return {"error": str(error)}
+
+    browse_files.__name__, act_on_run.__name__ = "browse", "act"  # as the page's script calls them
     with gr.Blocks(title="LoRA Kiln", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         with gr.Row(elem_classes="kiln-top"):
+            logout = '<a href="/logout" id="logout">Log out</a>' if session.admin else ""
             gr.HTML(
                 '<header class="kiln-head"><h1>LoRA Kiln</h1>'
-                "<p>Train a LoRA from your pictures. Same settings, same files as Kohya's LoRA tab.</p></header>",
+                "<p>Train a LoRA from your pictures. Same settings, same files as Kohya's LoRA tab.</p>"
+                f"{logout}</header>",
                 padding=False,
             )
             demo = gr.Button("Try the demo", variant="primary", size="md", scale=0, elem_id="demo")
-        # What the page does not show of the loaded file: other families' fields, unknown keys.
+        # What the page does not show of the loaded file: hidden fields, unknown keys; and where it came from.
         rest = gr.JSON(visible=False)
-        base = gr.Textbox(visible=False)
+        base, origin = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        draft = gr.Textbox(visible=False)
         text, name = gr.Textbox(visible=False), gr.Textbox(visible=False)
+        bridge = gr.HTML(
+            "",
+            js_on_load=CONNECT,
+            server_functions=[browse_files, act_on_run],
+            elem_id="bridge",
+            padding=False,
+        )
         with gr.Row(elem_classes="kiln-bar"):
             preset = gr.Dropdown(
-                presets.choices(), value=None, label="Preset", min_width=170, scale=2, elem_id="preset"
+                presets.choices(), value=None, label="Preset", min_width=150, scale=2, elem_id="preset"
             )
+            recent = gr.Dropdown([], value=None, label="Recent", min_width=150, scale=2, elem_id="recent")
             path = gr.Textbox(
                 label="Configuration file",
                 placeholder="Path of a Kohya JSON",
                 max_lines=1,
                 scale=4,
-                min_width=230,
+                min_width=220,
                 elem_id="config-path",
             )
-            load = gr.Button("Load", size="md", min_width=80, scale=0, elem_id="load")
-            save = gr.Button("Save", size="md", min_width=80, scale=0, elem_id="save")
-            upload = gr.UploadButton(
-                "Upload", file_types=[".json"], size="md", min_width=80, scale=0, elem_id="upload"
-            )
-            download = gr.Button("Download", size="md", min_width=80, scale=0, elem_id="download")
+            small: dict[str, Any] = {"size": "md", "min_width": 76, "scale": 0}
+            load = gr.Button("Load", elem_id="load", **small)
+            gr.Button("Open …", elem_id="open", **small)
+            save = gr.Button("Save", elem_id="save", **small)
+            gr.Button("Save as …", elem_id="save-as", **small)
+            new = gr.Button("New", elem_id="new", **small)
+            upload = gr.UploadButton("Upload", file_types=[".json"], elem_id="upload", **small)
+            download = gr.Button("Download", elem_id="download", **small)
         report = gr.HTML(elem_id="report", padding=False)
-        with gr.Tabs(elem_id="tabs") as tabs:
+        with gr.Tabs(elem_id="tabs", selected="parameters") as tabs:
+            with gr.Tab("Dataset", id="dataset"):
+                look, pictures = dataset.render(
+                    "The folders and buckets that training will use, from the settings as they stand.",
+                    "Look at the pictures",
+                    "pictures",
+                )
+            with gr.Tab("Captioning", id="captioning"):
+                look_captions, captions = dataset.render(
+                    "The captions that training will read. Edit the text files beside the pictures, and look again.",
+                    "Look at the captions",
+                    "captions",
+                )
             with gr.Tab("Parameters", id="parameters"):
-                parameters.render(form)
+                parts = parameters.render(form)
             with gr.Tab("Train", id="train") as train_tab:
                 panel = train.render()
+            with gr.Tab("Review", id="review"):
+                past = review.render()
         cursor = gr.Textbox(visible=False)
         timer = gr.Timer(1.0)
 
         fields: list[Component] = list(form.widgets.values())
-        outputs = [*fields, rest, base, report]
-        inputs = {*fields, rest, base, path}
+        everything = [*fields, rest, base, origin]
+        outputs = [*everything, report]
 
-        def shown(loaded: Loaded, where: Path, message: str) -> list[Any]:
+        def shown(loaded: Loaded, where: Path, message: str, since: str, more: str = "") -> list[Any]:
             config = loaded.config
-            return [*form.show(config), config.model_dump(), _base_name(where), _report(loaded, message)]
+            said = report_html(loaded, message, more)
+            return [*form.show(config), config.model_dump(), _base_name(where), since, said]
 
-        def read(values: dict[Component, Any]) -> tuple[Loaded, Path]:
-            return form.read(values, values[rest]), _base_named(values[base])
+        def page_of(sent: Any) -> tuple[KohyaConfig, Path]:
+            loaded, named = read(sent)
+            return loaded.config, _base_named(named)
 
-        def on_open() -> list[Any]:
+        def on_open(kept: Any, request: gr.Request) -> list[Any]:
             opened()
-            config = session.config
             place = gr.skip() if session.doing == "idle" else gr.Tabs(selected="train")
-            return [*form.show(config), config.model_dump(), _base_name(session.base), "", place]
+            recents = gr.Dropdown(session.recent())
+            try:
+                loaded, named = read(kept)
+                mine = json.loads(kept).get("origin", "")
+            except ConfigError:  # no draft: what the server shows
+                loaded, named, mine = Loaded(session.config), _base_name(session.base), ""
+            since = mine if isinstance(mine, str) else ""
+            values = [*form.show(loaded.config), loaded.config.model_dump(), named, since[:200]]
+            return [*values, "", recents, place]
 
-        def on_preset(values: dict[Component, Any]) -> list[Any]:
-            chosen = values[preset]
+        def on_preset(chosen: Any, sent: Any) -> list[Any]:
             if not chosen:
                 return [gr.skip()] * len(outputs)
-            typed, where = read(values)
-            loaded, where = presets.lay(str(chosen), typed.config, where)
-            return shown(loaded, where, f"preset {presets.title(chosen)}")
+            typed, where = page_of(sent)
+            loaded, where = presets.lay(str(chosen), typed, where)
+            title = presets.title(str(chosen))
+            return shown(loaded, where, f"preset {title}", f"preset {title}")
 
         def on_demo() -> list[Any]:
             file = presets.path_of(presets.DEMO)
@@ -250,85 +215,217 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> gr.Bloc
             if not model.exists():
                 raise ConfigError(f"the demo's model is missing ({model}): get the program's files again")
             loaded = Loaded(session.paths.writable(loaded.config), loaded.report)
-            return [*shown(loaded, where, "demo: press Start"), presets.DEMO, gr.Tabs(selected="train")]
+            return [
+                *shown(loaded, where, "demo: press Start", "the demo"),
+                presets.DEMO,
+                gr.Tabs(selected="train"),
+            ]
 
-        def on_load(typed: str) -> list[Any]:
-            file = session.paths.resolve(typed or "")
-            return shown(configuration.load(file), presets.base_of(file), f"loaded {file}")
+        def on_load(typed: Any) -> list[Any]:
+            file = session.paths.resolve(str(typed or ""))
+            loaded, where = configuration.load(file), presets.base_of(file)
+            for run in session.queue.past():
+                if run.journal and Path(run.journal).parent.name.replace("-", "_") == file.stem.replace(
+                    "-", "_"
+                ):
+                    where = Path(run.base)  # written by a run: its relative paths start where they did
+            session.remember(file)
+            more = ways_on(file.parent, loaded.config.output_name)
+            answer = shown(loaded, where, f"loaded {file}", file.name, more)
+            return [*answer, str(file), gr.Dropdown(session.recent(), value=None)]
 
         def on_upload(file: str) -> list[Any]:
-            return shown(configuration.load(file), Path.cwd(), f"loaded {Path(file).name}")
+            name = Path(file).name
+            return shown(configuration.load(file), Path.cwd(), f"loaded {name}", name)
 
-        def on_save(values: dict[Component, Any]) -> str:
-            loaded, _ = read(values)
-            typed = (values[path] or "").strip()
-            file = session.paths.resolve(
-                typed if typed.lower().endswith(".json") else f"{typed}.json", write=True
+        def on_new() -> list[Any]:
+            return shown(
+                Loaded(KohyaConfig()), Path.cwd(), "new: every setting has its default", "the defaults"
             )
-            left_out = configuration.save(loaded.config, file)
-            return _report(Loaded(loaded.config, left_out), f"saved {file}")
 
-        def on_download(values: dict[Component, Any]) -> tuple[str, str]:
-            loaded, _ = read(values)
-            return configuration.dumps(loaded.config), f"{_plain_name(loaded.config.output_name)}.json"
+        def on_save(sent: Any, typed: Any) -> list[Any]:
+            config, _ = page_of(sent)
+            named = str(typed or "").strip()
+            file = session.paths.resolve(
+                named if named.lower().endswith(".json") else f"{named}.json", write=True
+            )
+            left_out = configuration.save(config, file)
+            session.remember(file)
+            said = report_html(Loaded(config, left_out), f"saved {file}")
+            return [file.name, said, str(file), gr.Dropdown(session.recent(), value=None)]
 
-        def on_start(values: dict[Component, Any]) -> list[Any]:
+        def on_download(sent: Any) -> tuple[str, str]:
+            config, _ = page_of(sent)
+            return configuration.dumps(config), f"{_plain_name(config.output_name)}.json"
+
+        def on_start(sent: Any, request: gr.Request) -> list[Any]:
             # A run that has started is shown by the ticks alone: this answer may come after them.
             try:
-                loaded, where = read(values)
-                session.start(loaded.config, where)
+                config, where = page_of(sent)
+                session.start(config, where, _user(request))
             except TrainerError as error:
                 return [*train.buttons(session.doing), train.refused(str(error))]
             except Exception as error:  # noqa: BLE001 - a flaw of ours must not leave the button pressed
                 traceback.print_exc()
                 words = train.refused(f"{type(error).__name__}: {error}")
                 return [*train.buttons(session.doing), words]
-            return [gr.skip()] * 3
+            return [*train.buttons(session.doing), gr.skip()] if session.queue.waiting() else [gr.skip()] * 5
 
-        def on_stop() -> None:
-            session.runner.stop()
+        def on_stop(request: gr.Request) -> list[Any]:
+            if refusal := session.stop(_user(request)):
+                return [*train.buttons(session.doing), train.refused(refusal)]
+            return [gr.skip()] * 5
 
-        def guarded(act: Any) -> Any:
-            """A person's mistake becomes a message on the page."""
+        def on_ask(what: str) -> Callable[[gr.Request], None]:
+            def ask(request: gr.Request) -> None:
+                run = session.queue.running()
+                if not session.may(_user(request), run):
+                    raise ConfigError(
+                        "this run was started by somebody else: only they and the admin may do that"
+                    )
+                if what == "sample" and session.view.job is not None:
+                    from trainer import prompts
 
-            @functools.wraps(act)
-            def wrapped(*arguments: Any) -> Any:
-                try:
-                    return act(*arguments)
-                except TrainerError as error:
-                    message = html.escape(str(error))
-                    raise gr.Error(
-                        message, duration=20, title="Please check", print_exception=False
-                    ) from error
+                    if not prompts.for_job(session.view.job):
+                        raise ConfigError(
+                            "there is nothing to draw: write a prompt into Samples before the start"
+                        )
+                getattr(session.runner.controls, what).set()
 
-            return wrapped
+            return ask
+
+        def on_check(sent: Any) -> str:
+            if "torch" not in sys.modules:
+                _warm_up()  # the first check waits for it; the page does not
+            config, where = page_of(sent)
+            return checks_html(checks(config, where, session.paths, session.queue))
+
+        def on_look(draw: Callable[..., str]) -> Callable[[Any], str]:
+            def look_at(sent: Any) -> str:
+                return draw(*page_of(sent), session.paths)
+
+            return look_at
+
+        def on_tick(seen: Any) -> list[Any]:
+            return train.tick(session, seen if isinstance(seen, str) else None)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(on_open, None, [*outputs, tabs], **quiet)
-        preset.input(guarded(on_preset), {*fields, rest, base, preset}, outputs, **quiet)
-        load.click(guarded(on_load), path, outputs, **quiet)
-        path.submit(guarded(on_load), path, outputs, **quiet)
-        upload.upload(guarded(on_upload), upload, outputs, **quiet)
-        save.click(guarded(on_save), inputs, report, **quiet)
-        download.click(guarded(on_download), inputs, [text, name], **quiet).success(
-            None, [text, name], None, js=DOWNLOAD, **quiet
+        loads: dict[str, Any] = {"js": LOADED, **quiet}
+        collect: dict[str, Any] = {"js": COLLECT, **quiet}
+        page.load(on_open, draft, [*outputs, recent, tabs], js="() => kiln.opening()", **quiet).then(
+            None, everything, draft, js=OPENED, **quiet
         )
-        demo.click(guarded(on_demo), None, [*outputs, preset, tabs], **quiet)
+        gr.on([item.input for item in fields], None, everything, draft, trigger_mode="multiple", **collect)
+        switches = [form.widgets[item] for item in form.facts()["switches"]]
+        gr.on([item.input for item in switches], None, switches, switches, js="kiln.family", **quiet).then(
+            None, everything, draft, **collect
+        )
+        bridge.apply(None, None, everything, js="() => kiln.pending()", **quiet).then(
+            None, everything, draft, **collect
+        )
+        bridge.check(
+            _guarded(on_check), draft, panel.checks, trigger_mode="always_last", concurrency_limit=2, **quiet
+        ).then(None, None, None, js="() => kiln.checked()", **quiet)
+        bridge.parts(None, None, parts, js="() => kiln.parts()", **quiet)
+        bridge.now(on_tick, cursor, [cursor, *panel.outputs, past], **quiet)
+        preset.input(None, everything, draft, **collect).then(
+            _guarded(on_preset), [preset, draft], outputs, **quiet
+        ).success(None, everything, draft, **loads)
+        for event, source in ((load.click, path), (path.submit, path), (recent.input, recent)):
+            event(_guarded(on_load), source, [*outputs, path, recent], **quiet).success(
+                None, everything, draft, **loads
+            )
+        upload.upload(_guarded(on_upload), upload, outputs, **quiet).success(None, everything, draft, **loads)
+        new.click(_guarded(on_new), None, outputs, **quiet).success(None, everything, draft, **loads)
+        save.click(None, everything, draft, **collect).then(
+            _guarded(on_save), [draft, path], [origin, report, path, recent], **quiet
+        ).success(None, everything, draft, **loads)
+        download.click(None, everything, draft, **collect).then(
+            _guarded(on_download), draft, [text, name], **quiet
+        ).success(None, [text, name], None, js=DOWNLOAD, **quiet)
+        demo.click(_guarded(on_demo), None, [*outputs, preset, tabs], **quiet).success(
+            None, everything, draft, **loads
+        )
+        look.click(None, everything, draft, **collect).then(
+            _guarded(on_look(dataset.pictures_html)), draft, pictures, **quiet
+        )
+        look_captions.click(None, everything, draft, **collect).then(
+            _guarded(on_look(dataset.captions_html)), draft, captions, **quiet
+        )
         # The browser answers a press at once; the server may be busy with a step.
+        answered = [panel.start, panel.stop, panel.sample, panel.save, panel.notices]
         panel.start.click(None, None, panel.start, js=STARTING, **quiet)
-        panel.start.click(on_start, inputs, [panel.start, panel.stop, panel.notices], **quiet)
+        panel.start.click(None, everything, draft, **collect).then(on_start, draft, answered, **quiet)
         panel.stop.click(None, None, panel.stop, js=STOPPING, **quiet)
-        panel.stop.click(on_stop, None, None, **quiet)
+        panel.stop.click(on_stop, None, answered, **quiet)
+        panel.sample.click(_guarded(on_ask("sample")), None, None, **quiet)
+        panel.save.click(_guarded(on_ask("save")), None, None, **quiet)
         # gradio's own autoscroll stays at the top once many lines come at a time.
         gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **quiet)
-        timer.tick(
-            lambda seen: train.tick(session, seen),
-            cursor,
-            [cursor, *panel.outputs],
-            concurrency_limit=None,
-            **quiet,
-        )
-    return page
+        timer.tick(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **quiet)
+    return page, form
+
+
+def _act(session: Session, form: Form, data: dict[str, Any], user: str) -> dict[str, Any]:
+    """What the buttons of a run in a list ask for."""
+    what, number = data.get("do"), data.get("run")
+    if what == "go on":
+        session.held = False
+        session.advance()
+        return {"message": ""}
+    run = session.queue.get(number) if isinstance(number, int) else None
+    if run is None:
+        raise ConfigError("there is no such run any more: reload the page")
+    if what == "open":
+        config = configuration.loads(run.config).config
+        values = dict(zip(form.widgets, form.show(config), strict=True))
+        where = _base_name(Path(run.base))
+        return {"values": values, "rest": config.model_dump(), "base": where, "origin": run.name}
+    if what == "show":
+        if session.doing != "idle":
+            raise ConfigError("a run is going on and is what every page shows: wait until it has ended")
+        session.show(run)
+        return {"message": f"{run.name} is shown on Train"}
+    if what == "resume":
+        resumed = session.resume(run.id, user)
+        return {"message": f"{resumed.name} goes on" if session.runner.running else ""}
+    if not session.may(user, run):
+        raise ConfigError(f"this run is {run.owner}'s: only they and the admin may change it")
+    if what == "move" and data.get("by") in (1, -1):
+        session.queue.move(run.id, data["by"])
+    elif what == "remove":
+        session.queue.remove(run.id)
+    else:
+        raise ConfigError("the page asked for something that does not exist: reload it")
+    return {"message": ""}
+
+
+def _user(request: Any) -> str:
+    """Who is logged in; "" where nobody logs in."""
+    name = getattr(request, "username", None)
+    if isinstance(name, str):
+        return name
+    app, cookies = getattr(request, "app", None), getattr(request, "cookies", {})
+    tokens = getattr(app, "tokens", {})
+    for kind in ("access-token", "access-token-unsecure"):
+        found = tokens.get(cookies.get(f"{kind}-{getattr(app, 'cookie_id', '')}"))
+        if isinstance(found, str):
+            return found
+    return ""
+
+
+def _guarded(act: Any) -> Any:
+    """A person's mistake becomes a message on the page."""
+
+    @functools.wraps(act)
+    def wrapped(*arguments: Any) -> Any:
+        try:
+            return act(*arguments)
+        except TrainerError as error:
+            message = html.escape(str(error))
+            raise gr.Error(message, duration=20, title="Please check", print_exception=False) from error
+
+    return wrapped
 
 
 def _base_name(base: Path) -> str:
@@ -342,27 +439,3 @@ def _base_named(name: Any) -> Path:
 
 def _plain_name(text: str) -> str:
     return "".join(letter for letter in text if letter.isalnum() or letter in "-_ ")[:80] or "lora"
-
-
-def _report(loaded: Loaded, message: str) -> str:
-    """What loading found, for a person."""
-    groups: dict[str, list[str]] = {}
-    for finding in loaded.report:
-        groups.setdefault(finding.kind, []).append(finding.message)
-    parts = [f"<b>{html.escape(message)}</b>"]
-    for kind, messages in groups.items():
-        items = "".join(f"<li>{html.escape(item)}</li>" for item in messages)
-        parts.append(
-            f"<details><summary>{len(messages)} {html.escape(KINDS[kind])}</summary><ul>{items}</ul></details>"
-        )
-    return f'<div class="kiln-report">{"".join(parts)}</div>'
-
-
-KINDS = {
-    "converted": "converted",
-    "unknown": "unknown (kept, and written back)",
-    "unsupported": "without effect here",
-    "invalid": "invalid (the default is used)",
-    "missing": "not in the file",
-    "outside": "outside the usual range",
-}

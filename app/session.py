@@ -1,27 +1,33 @@
-"""What the server knows and every page shares: the running job, its view, and the configuration shown."""
+"""What the server knows and every page shares: the runs, the view of one of them, and the configuration shown."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 from app.options import Options
 from app.paths import Paths
+from app.runs import Run, Runs
 from app.view import RunView, State
+from trainer import config as configuration
 from trainer.config import KohyaConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, TrainerError
 from trainer.events import EventLog, JobFailed, JobFinished, JobStopped, StepDone, read_journal
 from trainer.files import atomic_write
 from trainer.job import Job
 from trainer.worker import Runner
 
-__all__ = ["Session"]
+__all__ = ["Session", "work_of"]
 
 THUMBNAILS_KEPT_S = 30 * 86400
+RECENT = 12
 CUT_OFF = (
     "the program ended before this run did: what it had saved is in the output folder, and a state folder there "
     "can be resumed from"
@@ -39,20 +45,31 @@ class Session:
     """What a page shows when it opens."""
     base: Path
     """Folder that the relative paths of `config` start from."""
+    admin: str = ""
+    """Who may stop everybody's runs; "" where nobody logs in, and everybody is that."""
     runner: Runner = field(default_factory=Runner)
     view: RunView = field(init=False)
+    queue: Runs = field(init=False)
+    held: bool = False
+    """Whether those that wait stay waiting: after a restart a person says when they go on."""
     served: list[str] = field(default_factory=list)
     """Folders whose files the page may fetch: thumbnails and the sample folders of runs."""
     key: str = field(default_factory=lambda: secrets.token_hex(4))
     """Tells this server from the one before it, whose runs an open page may still show."""
     runs: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        """Show the last run of the server before, as its journal tells it."""
+        """Find the runs of the server before; show the last one as its journal tells it."""
         self.thumbnails.mkdir(parents=True, exist_ok=True)
-        self.view = RunView(self._last_run(), self.thumbnails)
         self.served.append(str(self.thumbnails))
+        self.queue = Runs(self.state / "runs.sqlite3")
+        self.queue.interrupt()
+        self.held = bool(self.queue.waiting())
+        past = self.queue.past(1)
+        self.view = RunView(EventLog(), self.thumbnails)
+        if past:
+            self.show(past[0])
         oldest = time.time() - THUMBNAILS_KEPT_S
         for file in self.thumbnails.glob("*.webp"):
             if file.stat().st_mtime < oldest:
@@ -62,7 +79,8 @@ class Session:
     def open(cls, options: Options, config: KohyaConfig, base: Path) -> Session:
         """The session of a server that starts with ``options``."""
         paths = Paths(options.roots, confined=options.listen)
-        return cls(paths=paths, state=options.state, config=config, base=base)
+        admin = options.auth.admin if options.auth else ""
+        return cls(paths=paths, state=options.state, config=config, base=base, admin=admin)
 
     @property
     def thumbnails(self) -> Path:
@@ -76,42 +94,181 @@ class Session:
             return "idle"
         return "stopping" if self.runner.controls.stop.is_set() else "running"
 
-    @property
-    def _note(self) -> Path:
-        """File that names the last run's journal."""
-        return self.state / "last-run.txt"
+    def may(self, user: str, run: Run | None) -> bool:
+        """Whether ``user`` may stop, move or remove a run: its owner and the admin may."""
+        return run is None or not self.admin or user in (self.admin, run.owner)
 
-    def _last_run(self) -> EventLog:
+    def may_serve(self, text: str) -> bool:
+        """Whether a file may be given out, after all links are followed."""
+        try:
+            path = Path(unquote(text)).resolve()
+        except (OSError, RuntimeError, ValueError):
+            return False
+        return any(path.is_relative_to(Path(folder).resolve()) for folder in self.served)
+
+    # ---- what is shown ---------------------------------------------------------------------------
+
+    def show(self, run: Run) -> None:
+        """Show a run that is over, on every page, as its journal tells it."""
         log = EventLog()
         try:
-            journal = self.paths.resolve(self._note.read_text(encoding="utf-8"))
+            journal = self.paths.resolve(run.journal)
             for event in read_journal(journal):
                 log.emit(event)
-        except (OSError, ValueError, ConfigError):
-            return EventLog()  # never run, moved away, or outside today's roots
+            self._serve(journal.parent.parent.parent / "sample")
+        except (OSError, ValueError, ConfigError):  # never begun, moved away, or outside today's roots
+            log = EventLog()
         events, _ = log.since(0)
         if events and not isinstance(events[-1], JobFinished | JobStopped | JobFailed):
             step = max((event.step for event in events if isinstance(event, StepDone)), default=0)
-            log.emit(JobFailed(message=CUT_OFF, step=step, time=events[-1].time))
-        self.served.append(str(journal.parent.parent.parent / "sample"))
-        return log
+            message = CUT_OFF if run.status == "interrupted" else run.message or CUT_OFF
+            log.emit(JobFailed(message=message, step=step, time=events[-1].time))
+        elif not events and run.message:
+            log.emit(JobFailed(message=run.message, step=run.step))
+        with self._lock:
+            self.view = RunView(log, self.thumbnails, run=run)
+            self.runs += 1
 
-    def start(self, config: KohyaConfig, base: Path) -> Job:
-        """Check ``config`` and start training it.
+    def _serve(self, folder: Path) -> None:
+        if str(folder) not in self.served:
+            self.served.append(str(folder))
+
+    # ---- starting -----------------------------------------------------------------------------------
+
+    def start(self, config: KohyaConfig, base: Path, owner: str = "") -> Run:
+        """Check ``config`` and train it: now, or after those that wait where a run goes on.
 
         Raises:
-            ConfigError: It cannot be trained, or a run is going on.
+            ConfigError: It cannot be trained.
         """
-        job = Job.from_config(self.paths.expand(config), base=base)
+        config = self.paths.expand(config)
+        job = Job.from_config(config, base=base)
         self.paths.check(job)
         with self._lock:
-            self.runner.start(job)
             self.config, self.base = config, base
-            self.view = RunView(self.runner.events, self.thumbnails)
-            self.runs += 1
-            samples = str(job.output_dir / "sample")
-            if samples not in self.served:
-                self.served.append(samples)
-            with contextlib.suppress(OSError):  # a full disk; the run itself will say so
-                atomic_write(self._note, str(job.journal))
-        return job
+            going = self.runner.running
+            run = self.queue.add(
+                name=job.output_name,
+                owner=owner,
+                config=configuration.dumps(config),
+                base=str(base),
+                first=not going,
+            )
+            if not going:
+                self._begin(run, job)
+            return run
+
+    def advance(self) -> None:
+        """Start the next of those that wait, where nothing goes on and nobody holds them."""
+        with self._lock:
+            while not self.held and not self.runner.running and (waiting := self.queue.waiting()):
+                run = waiting[0]
+                try:
+                    base = Path(run.base)
+                    job = Job.from_config(configuration.loads(run.config).config, base=base)
+                    self.paths.check(job)
+                    self._begin(run, job)
+                except TrainerError as error:
+                    now = time.time()
+                    self.queue.change(run.id, status="failed", message=str(error), started=now, ended=now)
+
+    def _begin(self, run: Run, job: Job) -> None:
+        self.runner.start(job)
+        values = {
+            "status": "running",
+            "started": job.started,
+            "journal": str(job.journal),
+            "work": work_of(job),
+        }
+        self.queue.change(run.id, **values)
+        run = self.queue.get(run.id) or run
+        self.view = RunView(self.runner.events, self.thumbnails, run=run, job=job)
+        self.runs += 1
+        self._serve(job.output_dir / "sample")
+        threading.Thread(target=self._follow, args=(run, self.view), name="follow", daemon=True).start()
+
+    def _follow(self, run: Run, view: RunView) -> None:
+        """Wait for the end of a run, note it, and start the next one."""
+        self.runner.wait()
+        view.update()
+        status = {JobFinished: "finished", JobStopped: "stopped"}.get(type(view.end), "failed")
+        message = view.end.message if isinstance(view.end, JobFailed) else ""
+        steps = view.started.steps if view.started else 0
+        step = view.step.step if view.step else 0
+        self.queue.change(
+            run.id,
+            status=status,
+            ended=time.time(),
+            message=message,
+            step=step,
+            steps=steps,
+            step_s=view.mean_step_s,
+        )
+        self.advance()
+
+    # ---- what a person asks of a run -----------------------------------------------------------------
+
+    def stop(self, user: str) -> str:
+        """Stop and save; a sentence if that is not allowed."""
+        run = self.queue.running()
+        if not self.may(user, run):
+            return f"this run was started by {run.owner if run else '?'}: only they and the admin may stop it"
+        self.runner.stop()
+        return ""
+
+    def resume(self, number: int, user: str) -> Run:
+        """Go on with a run that was stopped or interrupted, from its newest state.
+
+        Raises:
+            ConfigError: There is no such run, or no state of it.
+        """
+        run = self.queue.get(number)
+        if run is None:
+            raise ConfigError("there is no such run any more: reload the page")
+        state = self.newest_state(run)
+        if state is None:
+            raise ConfigError(
+                f"{run.name} saved no state to resume from: start it again, or continue from its last LoRA file "
+                "(network_weights)"
+            )
+        config = configuration.loads(run.config).config
+        return self.start(config.model_copy(update={"resume": str(state)}), Path(run.base), user)
+
+    def newest_state(self, run: Run) -> Path | None:
+        """The last state folder that a run saved and that is still there."""
+        shown = self.view if self.view.run is not None and self.view.run.id == run.id else None
+        if shown is None:
+            try:
+                log = EventLog()
+                for event in read_journal(self.paths.resolve(run.journal)):
+                    log.emit(event)
+            except (OSError, ValueError, ConfigError):
+                return None
+            shown = RunView(log, self.thumbnails, quiet=True)
+            shown.update()
+        return next((path for path in reversed(shown.states) if path.is_dir()), None)
+
+    # ---- files used before -----------------------------------------------------------------------------
+
+    def recent(self) -> list[str]:
+        """Configuration files that were opened or saved, the last one first."""
+        try:
+            found = json.loads((self.state / "recent.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return [item for item in found if isinstance(item, str)][:RECENT] if isinstance(found, list) else []
+
+    def remember(self, file: Path) -> None:
+        """Note a configuration file for `recent`."""
+        with self._lock:
+            kept: Sequence[Any] = [item for item in self.recent() if item != str(file)]
+            atomic_write(self.state / "recent.json", json.dumps([str(file), *kept][:RECENT], indent=2))
+
+
+def work_of(job: Job) -> str:
+    """What decides the time of a step, as a text to compare."""
+    config = job.config
+    parts = [job.family, job.width, job.height, config.train_batch_size, config.gradient_accumulation_steps]
+    parts += [config.mixed_precision, config.gradient_checkpointing, config.LoRA_type, config.network_dim]
+    parts += [config.pretrained_model_name_or_path, job.trains_text_encoder, config.cache_latents]
+    return " ".join(map(str, parts))

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import math
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from PIL import Image
 
+from app.runs import Run
 from trainer.events import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -33,8 +36,22 @@ from trainer.events import (
     StepDone,
 )
 from trainer.files import atomic_path
+from trainer.job import Job
 
-__all__ = ["Part", "Point", "RunView", "Sample", "State"]
+__all__ = [
+    "Part",
+    "Point",
+    "RunView",
+    "Sample",
+    "State",
+    "act_button",
+    "alert",
+    "duration",
+    "fold",
+    "row",
+    "served",
+    "set_button",
+]
 
 LOG_LINES = 500
 CHART_POINTS = 400
@@ -43,7 +60,9 @@ WARNINGS_SHOWN = 100
 THUMBNAIL_PX = 256
 
 State = Literal["idle", "running", "stopping"]
-Part = Literal["progress", "notices", "memory", "chart", "samples", "log"]
+Part = Literal[
+    "progress", "notices", "memory", "chart", "rates", "samples", "log", "command", "queue", "past"
+]
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,7 @@ class Point:
     step: int
     loss: float
     avr_loss: float
+    lr: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -70,16 +90,26 @@ class RunView:
     Args:
         log: The run's events.
         thumbnails: Folder for thumbnails, which may be served.
+        run: The row in the list of runs.
+        job: What is trained; None for a run of an earlier server.
+        quiet: Whether no thumbnails are to be made.
     """
 
     log: EventLog
     thumbnails: Path
+    run: Run | None = None
+    job: Job | None = None
+    quiet: bool = False
     revisions: Counter[Part] = field(default_factory=Counter)
     """How often each part of the page has changed: a page draws again only what it has not seen."""
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
     warnings: list[str] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    states: list[Path] = field(default_factory=list)
+    """State folders that were saved, the newest last."""
+    loras: list[Path] = field(default_factory=list)
+    """LoRA files that were saved, the newest last."""
     started: JobStarted | None = None
     step: StepDone | None = None
     memory: MemorySampled | None = None
@@ -87,6 +117,8 @@ class RunView:
     done: int = 0
     total: int | None = None
     end: JobFinished | JobStopped | JobFailed | None = None
+    timed: tuple[float, int] = (0.0, 0)
+    """Sum and count of the reported step times."""
     _cursor: int = 0
     _step_s: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -103,6 +135,7 @@ class RunView:
             case JobStarted():
                 self.started = event
                 self.revisions["progress"] += 1
+                self.revisions["command"] += 1
             case PhaseStarted():
                 self.phase, self.done, self.total = event.phase, 0, event.total
                 if event.phase == "train":  # again after samples, or in a resumed run
@@ -127,6 +160,7 @@ class RunView:
             case SampleReady():
                 self._sample(event)
             case CheckpointSaved():
+                (self.states if event.kind == "state" else self.loras).append(event.path)
                 self._say(event, f"saved {event.path.name} ({event.size_bytes / 2**20:.1f} MiB)")
             case CheckpointRemoved():
                 self._say(event, f"removed {event.path.name}")
@@ -159,13 +193,17 @@ class RunView:
         self.step, self.phase, self.done = event, "train", event.step
         self.total = self.started.steps if self.started else self.total
         self._step_s = event.step_s if self._step_s is None else 0.9 * self._step_s + 0.1 * event.step_s
-        self.points.append(Point(event.step, event.loss, event.avr_loss))
+        self.points.append(Point(event.step, event.loss, event.avr_loss, event.lr))
+        self.timed = (self.timed[0] + event.step_s, self.timed[1] + 1)
         self.revisions["progress"] += 1
         self.revisions["chart"] += 1
+        self.revisions["rates"] += 1
         if self.started is not None and (event.step % 10 == 0 or event.step == self.started.steps):
             self._say(event, f"step {event.step}/{self.started.steps}  avr_loss={event.avr_loss:.3g}")
 
     def _sample(self, event: SampleReady) -> None:
+        if self.quiet:
+            return
         self._say(event, f"sample {event.path.name}")
         name = hashlib.sha256(str(event.path).encode()).hexdigest()[:24] + ".webp"
         thumbnail = self.thumbnails / name
@@ -179,6 +217,11 @@ class RunView:
             return
         self.samples.append(Sample(event, thumbnail))
         self.revisions["samples"] += 1
+
+    @property
+    def mean_step_s(self) -> float | None:
+        """Mean time of a step."""
+        return self.timed[0] / self.timed[1] if self.timed[1] else None
 
     @property
     def eta_s(self) -> float | None:
@@ -219,6 +262,8 @@ class RunView:
             facts.append(f"{self.step.step_s:.2f} s a step")
         if self.eta_s is not None and self.phase == "train":
             facts.append(f"{duration(self.eta_s)} left")
+        if self.run is not None and self.run.owner:
+            facts.append(f"started by {self.run.owner}")
         return (
             f'<div class="kiln-progress {tone}" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
             f'aria-valuenow="{share * 100:.0f}"><div class="words"><b>{html.escape(words)}</b>'
@@ -232,12 +277,19 @@ class RunView:
         match self.end:
             case JobFailed(message=message, detail=detail):
                 more = fold("Details for a bug report", f"<pre>{html.escape(detail)}</pre>") if detail else ""
-                parts.append(alert("failed", message, more))
+                parts.append(alert("failed", message, self._resume_html() + more))
             case JobFinished(path=path):
-                parts.append(alert("done", "The LoRA is here:", f"<code>{html.escape(str(path))}</code>"))
+                values = {"network_weights": str(path), "resume": ""}
+                more = set_button("Train on with this LoRA", values) if path.exists() else ""
+                where = f"<code>{html.escape(str(path))}</code>"
+                parts.append(alert("done", "The LoRA is here:", f"{where}{row(more)}"))
             case JobStopped(state=state) if state is not None:
-                text = 'To go on, put this folder into "Resume from saved training state" (Advanced):'
-                parts.append(alert("stopped", text, f"<code>{html.escape(str(state))}</code>"))
+                where = f"<code>{html.escape(str(state))}</code>"
+                parts.append(
+                    alert(
+                        "stopped", "Everything that is needed to go on is here:", where + self._resume_html()
+                    )
+                )
         if self.warnings:
             count = len(self.warnings)
             items = [f"<li>{html.escape(text)}</li>" for text in self.warnings[:WARNINGS_SHOWN]]
@@ -246,6 +298,26 @@ class RunView:
             title = "1 warning" if count == 1 else f"{count} warnings"
             parts.append(alert("warned", "", fold(title, f"<ul>{''.join(items)}</ul>")))
         return "".join(parts)
+
+    def _resume_html(self) -> str:
+        state = next((path for path in reversed(self.states) if path.is_dir()), None)
+        if state is None or self.run is None:
+            return ""
+        return row(act_button(f"Resume from {state.name}", {"do": "resume", "run": self.run.id}, "primary"))
+
+    def command_html(self) -> str:
+        """The command that does the same without the page."""
+        if self.started is None or self.run is None or self.run.started is None:
+            return '<p class="kiln-empty">The command of a run stands here once it has started.</p>'
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.run.started))
+        file = self.started.output_dir / f"{self.started.name}_{stamp}.json"
+        command = html.escape(f'python -m trainer "{file}"')
+        copy = '<button type="button" class="kiln-small" data-copy="command-line">Copy</button>'
+        return (
+            f"<p>In {html.escape(self.run.base)}:</p>"
+            f'<pre id="command-line">{command}</pre>{row(copy)}'
+            f"<details><summary>JSON</summary><pre>{html.escape(self.run.config)}</pre></details>"
+        )
 
     def memory_html(self) -> str:
         """Gauges of device and host memory."""
@@ -301,6 +373,29 @@ def alert(tone: str, text: str, more: str = "") -> str:
     role = "alert" if tone == "failed" else "status"
     words = f"<p>{html.escape(text)}</p>" if text else ""
     return f'<div class="kiln-alert {tone}" role="{role}">{words}{more}</div>'
+
+
+def row(content: str) -> str:
+    """Buttons side by side."""
+    return f'<div class="kiln-buttons">{content}</div>' if content else ""
+
+
+def button(words: str, attribute: str, data: Mapping[str, Any], tone: str = "") -> str:
+    """A button whose press the page's script sends on as JSON."""
+    value = html.escape(json.dumps(data), quote=True)
+    return (
+        f'<button type="button" class="kiln-small {tone}" {attribute}="{value}">{html.escape(words)}</button>'
+    )
+
+
+def act_button(words: str, data: Mapping[str, Any], tone: str = "") -> str:
+    """A button that asks the server to do something with a run."""
+    return button(words, "data-act", data, tone)
+
+
+def set_button(words: str, values: Mapping[str, Any], tone: str = "") -> str:
+    """A button that fills in fields."""
+    return button(words, "data-set", values, tone)
 
 
 def fold(title: str, content: str) -> str:

@@ -21,10 +21,12 @@ import pytest
 from gradio_client import Client
 from PIL import Image
 
-from app import page
+from app import server as serving_page
+from app.access import Users
 from app.options import Options
 from app.session import Session
 from tests.app.conftest import loops_closed
+from trainer import config as configuration
 from trainer.config import KohyaConfig
 from trainer.files import REPOSITORY
 
@@ -88,7 +90,7 @@ def serving(folder: Path, **flags: Any) -> Iterator[Server]:
     )
     opened: list[int] = []
     session = Session.open(options, KohyaConfig(), Path.cwd())
-    blocks = page.launch(session, options, opened=lambda: opened.append(1))
+    blocks = serving_page.launch(session, options, opened=lambda: opened.append(1))
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{options.port}", timeout=60, trust_env=False) as http:
             yield Server(session, blocks, http, opened)
@@ -129,7 +131,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "root").mkdir()
     (folder / "secret.json").write_text('{"network_dim": 77}')
     (folder / "root" / "mine.json").write_text('{"network_dim": 33}')
-    flags = {"listen": True, "auth": ("kim", "pa:ss"), "roots": {"pics": folder / "root"}}
+    flags = {"listen": True, "auth": Users.parse("kim:pa:ss"), "roots": {"pics": folder / "root"}}
     with loops_closed(), serving(folder, **flags) as running:
         yield running
 
@@ -204,7 +206,7 @@ def test_clients_are_offered_nothing(server: Server) -> None:
 def test_two_pages_open_with_the_same_values(server: Server) -> None:
     before = len(server.opened)
     (number,) = server.handlers("on_open")
-    first, second = server.call(number, []), server.call(number, [])
+    first, second = server.call(number, [""]), server.call(number, [""])
     assert first["success"] is True
     assert first["output"]["data"] == second["output"]["data"]
     assert len(server.opened) == before + 2
@@ -219,10 +221,17 @@ def test_without_a_login_nothing_is_given_out(guarded: Server) -> None:
         "/gradio_api/file=/etc/passwd",
         "/gradio_api/queue/data?session_hash=x",
     ):
-        assert http.get(path).status_code == 401, path
+        assert http.get(path).status_code == (403 if "file=" in path else 401), path
     body = {"data": [], "fn_index": guarded.handlers("on_stop")[0], "session_hash": "x"}
     assert http.post("/gradio_api/queue/join", json=body).status_code == 401
-    assert http.post("/gradio_api/run/predict", json=body).status_code == 401
+    assert http.post("/gradio_api/run/predict", json=body).status_code in (401, 404)
+    asked = {
+        "component_id": bridge(guarded),
+        "fn_name": "browse",
+        "session_hash": "x",
+        "data": {"kind": "json"},
+    }
+    assert http.post("/gradio_api/component_server", json=asked).status_code == 401
     assert http.post("/gradio_api/upload", files={"files": ("a.json", b"{}")}).status_code == 401
     assert http.post("/login", data={"username": "kim", "password": "pa"}).status_code == 400
     assert http.post("/login", data={"username": "", "password": ""}).status_code in (400, 422)
@@ -234,6 +243,112 @@ def inside(guarded: Server) -> Server:
     answer = guarded.http.post("/login", data={"username": "kim", "password": "pa:ss"})
     assert answer.status_code == 200
     return guarded
+
+
+def bridge(server: Server) -> int:
+    return int(next(number for number, block in server.blocks.blocks.items() if block.elem_id == "bridge"))
+
+
+def ask(server: Server, name: str, data: Any) -> Any:
+    """What the page's script does with a function of the bridge."""
+    body = {"component_id": bridge(server), "fn_name": name, "session_hash": "x", "data": data}
+    answer = server.http.post("/gradio_api/component_server", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["..", "/etc", "pics/../..", "C:\\", "\\\\server\\share", "pics/link", "~", "\0", "pics/sub/../../.."],
+)
+def test_browsing_stays_in_the_roots(inside: Server, path: str) -> None:
+    root = inside.session.paths.roots["pics"]
+    link = root / "link"
+    if not link.exists():
+        link.symlink_to(root.parent)
+        (root / "inner").mkdir()
+    answer = ask(inside, "browse", {"kind": "json", "path": path})
+    assert answer["path"] == ""
+    assert answer["error"]
+    assert [entry["name"] for entry in answer["entries"]] == ["pics/"]
+    here = ask(inside, "browse", {"kind": "json", "path": "pics"})
+    assert [entry["name"] for entry in here["entries"]][:2] == ["↑ all folders", "inner/"]
+    assert "link/" not in [entry["name"] for entry in here["entries"]]
+    assert "mine.json" in [entry["name"] for entry in here["entries"]]
+
+
+@pytest.mark.parametrize(
+    "data", [None, 5, [], {"do": "stop"}, {"do": "open", "run": "1; DROP"}, {"do": "move", "run": 99}]
+)
+def test_strange_requests_of_a_page_are_answered(inside: Server, data: Any) -> None:
+    assert "reload" in ask(inside, "act", data)["error"]
+
+
+def test_a_run_of_somebody_else(inside: Server) -> None:
+    session = inside.session
+    config = configuration.dumps(KohyaConfig(network_dim=19))
+    run = session.queue.add(name="theirs", owner="lee", config=config, base=str(Path.cwd()))
+    session.held = True
+    try:
+        assert "error" not in ask(inside, "act", {"do": "move", "run": run.id, "by": 1})  # kim is the admin
+        session.admin = "lee"
+        for what in ({"do": "remove"}, {"do": "move", "by": 1}):
+            assert "only they and the admin" in ask(inside, "act", {**what, "run": run.id})["error"]
+        assert ask(inside, "act", {"do": "open", "run": run.id})["values"]["network_dim"] == 19
+    finally:
+        session.admin = "kim"
+        assert ask(inside, "act", {"do": "remove", "run": run.id}) == {"message": ""}
+    assert session.queue.waiting() == []
+
+
+def test_a_link_in_a_served_folder_leads_nowhere(server: Server, tmp_path: Path) -> None:
+    samples = tmp_path / "sample"
+    samples.mkdir()
+    (tmp_path / "key.txt").write_text("secret")
+    (samples / "a.png").symlink_to(tmp_path / "key.txt")
+    server.session.served.append(str(samples))
+    assert server.file(samples / "a.png") == 403
+
+
+def test_other_sites_and_rebound_names_are_refused(server: Server) -> None:
+    body = {"data": [], "fn_index": server.handlers("on_stop")[0], "session_hash": "x"}
+    evil = {"Origin": "https://evil.example"}
+    assert server.http.post("/gradio_api/queue/join", json=body, headers=evil).status_code == 403
+    assert server.http.get("/", headers={"Host": "evil.example:7860"}).status_code == 403
+    for path in ("/gradio_api/proxy=http://127.0.0.1/x", "/monitoring", "/gradio_api/deep_link"):
+        assert server.http.get(path).status_code == 404
+    headers = server.http.get("/").headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "SAMEORIGIN"
+
+
+def test_guessing_a_password_soon_has_to_wait(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    flags = {"listen": True, "auth": Users.parse("kim:pa:ss"), "roots": {"pics": tmp_path / "root"}}
+    with loops_closed(), serving(tmp_path, **flags) as running:
+        right = {"username": "kim", "password": "pa:ss"}
+        for _ in range(5):
+            assert running.http.post("/login", data={**right, "password": "x"}).status_code == 400
+        answer = running.http.post("/login", data=right)
+        assert answer.status_code == 429
+        assert "wrong logins" in answer.json()["detail"]
+
+
+def test_secrets_never_come_back(inside: Server) -> None:
+    """Neither in what the page is shown, nor in a saved file, the list of runs or a download."""
+    root = inside.session.paths.roots["pics"]
+    sent = page_of(
+        wandb_api_key="hush-1", huggingface_token="hush-2", additional_parameters="--wandb_api_key hush-3"
+    )
+    answers = [
+        inside.call(inside.handlers("on_open")[0], [sent]),
+        inside.call(inside.handlers("on_preset")[0], ["sd15_photo", sent]),
+        inside.call(inside.handlers("on_save")[0], [sent, "pics/quiet"]),
+        inside.call(inside.handlers("on_download")[0], [sent]),
+    ]
+    assert all(answer["success"] for answer in answers)
+    assert "hush" not in json.dumps(answers)
+    assert "hush" not in (root / "quiet.json").read_text()
 
 
 def values_of(answer: dict[str, Any]) -> str:
@@ -267,30 +382,24 @@ def test_an_upload_is_read_and_a_path_posing_as_one_is_not(inside: Server) -> No
 
 def test_presets_are_named_and_nothing_else(inside: Server) -> None:
     number = inside.handlers("on_preset")[0]
-    assert inside.call(number, form_values(inside, number, preset="sd15_photo"))["success"] is True
+    assert inside.call(number, ["sd15_photo", page_of()])["success"] is True
     for name in ("../pyproject", "/etc/passwd", "nothing", 7, ["demo"], {"a": "b"}):
-        assert inside.call(number, form_values(inside, number, preset=name))["success"] is False, name
+        assert inside.call(number, [name, page_of()])["success"] is False, name
 
 
-def form_values(server: Server, number: int, **changed: Any) -> list[Any]:
-    """What a page sends for a handler that takes the whole form."""
-    values = []
-    for block in server.blocks.fns[number].inputs:
-        name = str(block.elem_id or "").removeprefix("field-")
-        values.append(changed.get(name, block.value if name in KohyaConfig.model_fields else None))
-    return values
+def page_of(**changed: Any) -> str:
+    """What the page's script sends as its configuration."""
+    return json.dumps({"values": {**KohyaConfig().model_dump(), **changed}, "base": ""})
 
 
 def test_saving_stays_in_the_roots(inside: Server) -> None:
     (number,) = inside.handlers("on_save")
     root = inside.session.paths.roots["pics"]
-    answer = inside.call(
-        number, form_values(inside, number, **{"config-path": "pics/new", "network_dim": 21})
-    )
+    answer = inside.call(number, [page_of(network_dim=21), "pics/new"])
     assert answer["success"] is True
     assert json.loads((root / "new.json").read_text())["network_dim"] == 21
     for path in (str(root.parent / "x.json"), "pics/../x", str(REPOSITORY / "presets" / "x.json"), "", None):
-        answer = inside.call(number, form_values(inside, number, **{"config-path": path}))
+        answer = inside.call(number, [page_of(), path])
         assert answer["success"] is False, path
     assert not (root.parent / "x.json").exists()
     assert not (REPOSITORY / "presets" / "x.json").exists()
@@ -299,7 +408,7 @@ def test_saving_stays_in_the_roots(inside: Server) -> None:
 def test_starting_outside_the_roots_is_refused(inside: Server) -> None:
     (number,) = inside.handlers("on_start")
     fields = {"train_data_dir": "pics", "output_dir": "/tmp/elsewhere"}
-    answer = inside.call(number, form_values(inside, number, **fields))
+    answer = inside.call(number, [page_of(**fields)])
     assert "output_dir" in values_of(answer)
     assert "outside the folders of this server" in values_of(answer)
     assert inside.session.doing == "idle"
@@ -308,7 +417,7 @@ def test_starting_outside_the_roots_is_refused(inside: Server) -> None:
 
 def test_downloading_gives_what_the_form_holds(server: Server) -> None:
     (number,) = server.handlers("on_download")
-    answer = server.call(number, form_values(server, number, output_name="../my <b>", network_dim="12"))
+    answer = server.call(number, [page_of(output_name="../my <b>", network_dim="12")])
     text, name = answer["output"]["data"]
     assert json.loads(text)["network_dim"] == 12
     assert name == "my b.json"
@@ -348,14 +457,12 @@ def test_a_taken_port_is_a_sentence(tmp_path: Path) -> None:
             browser=False,
         )
         with pytest.raises(SystemExit, match="choose another --port"):
-            page.serve(options)
+            serving_page.serve(options)
         gc.collect()
 
 
 def test_opening_the_page_needs_no_torch() -> None:
-    code = (
-        "import sys, app.page; print([m for m in ('torch', 'transformers', 'diffusers') if m in sys.modules])"
-    )
+    code = "import sys, app.server; print([m for m in ('torch', 'transformers', 'diffusers') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )

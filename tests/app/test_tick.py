@@ -13,12 +13,15 @@ import pytest
 from PIL import Image
 
 from app.paths import Paths
+from app.runs import Run
 from app.session import Session
 from app.tabs.train import PARTS, tick
 from app.view import RunView
+from trainer import config as configuration
 from trainer.config import KohyaConfig
 from trainer.errors import ConfigError
 from trainer.events import (
+    CheckpointSaved,
     Event,
     EventLog,
     JobFinished,
@@ -30,6 +33,8 @@ from trainer.events import (
 )
 
 SKIPPED = gr.skip()
+BUTTONS = ("start", "stop", "sample", "save")
+FIRST = 1 + len(BUTTONS)
 
 
 @pytest.fixture
@@ -61,7 +66,7 @@ def changed(values: list[Any]) -> set[str]:
     """Names of what a tick sent."""
     return {
         name
-        for name, value in zip(["cursor", "start", "stop", *PARTS], values, strict=True)
+        for name, value in zip(["cursor", *BUTTONS, *PARTS], values, strict=True)
         if not (isinstance(value, dict) and value == SKIPPED)
     }
 
@@ -73,11 +78,11 @@ def step(number: int) -> StepDone:
 def test_a_page_gets_only_what_is_new(session: Session, worker: threading.Event, tmp_path: Path) -> None:
     emit = session.view.log.emit
     first = tick(session, None)
-    assert changed(first) == {"cursor", "start", "stop", *PARTS}
+    assert changed(first) == {"cursor", *BUTTONS, *PARTS}
     assert changed(tick(session, first[0])) == set()
     emit(step(1))
     second = tick(session, first[0])
-    assert changed(second) == {"cursor", "progress", "chart"}
+    assert changed(second) == {"cursor", "progress", "chart", "rates"}
     emit(LogLine(message="hm", level="warning"))
     third = tick(session, second[0])
     assert changed(third) == {"cursor", "notices", "log"}
@@ -95,13 +100,13 @@ def test_two_readers_and_a_late_one_see_the_same(session: Session, worker: threa
     theirs = tick(session, theirs)
     late = tick(session, None)
     assert theirs[0] == late[0] == ours
-    assert changed(theirs) == {"cursor", "progress", "chart", "log"}
-    chart = 3 + PARTS.index("chart")
+    assert changed(theirs) == {"cursor", "progress", "chart", "rates", "log"}
+    chart = FIRST + PARTS.index("chart")
     assert isinstance(late[chart], pd.DataFrame)
     pd.testing.assert_frame_equal(theirs[chart], late[chart])
     assert len(late[chart]) == 40
     assert all(pd.api.types.is_numeric_dtype(late[chart][column]) for column in ("step", "loss"))
-    for index in (3 + PARTS.index("progress"), 3 + PARTS.index("log")):
+    for index in (FIRST + PARTS.index("progress"), FIRST + PARTS.index("log")):
         assert theirs[index] == late[index]
 
 
@@ -134,10 +139,10 @@ def test_stop_shows_on_every_page(session: Session, worker: threading.Event) -> 
     cursor = tick(session, None)[0]
     session.runner.stop()
     values = tick(session, cursor)
-    assert changed(values) == {"cursor", "start", "stop", "progress"}
+    assert changed(values) == {"cursor", *BUTTONS, "progress"}
     assert values[2].value == "Stopping …"
     assert values[2].interactive is False
-    assert "Stopping" in values[3]
+    assert "Stopping" in values[FIRST]
 
 
 def test_the_end_of_a_run(session: Session, worker: threading.Event) -> None:
@@ -148,28 +153,28 @@ def test_the_end_of_a_run(session: Session, worker: threading.Event) -> None:
     values = tick(session, cursor)
     assert {"start", "stop", "progress", "notices"} <= changed(values)
     assert values[1].interactive is True
-    assert "Finished" in values[3]
+    assert "Finished" in values[FIRST]
     opened_later = tick(session, None)
-    assert "Finished" in opened_later[3]
+    assert "Finished" in opened_later[FIRST]
 
 
 def test_a_new_run_replaces_all(session: Session, worker: threading.Event) -> None:
     session.view.log.emit(PhaseStarted(phase="train", total=50))
     cursor = tick(session, None)[0]
     begin(session)
-    assert changed(tick(session, cursor)) == {"cursor", "start", "stop", *PARTS}
+    assert changed(tick(session, cursor)) == {"cursor", *BUTTONS, *PARTS}
 
 
-@pytest.mark.parametrize("cursor", ["", "junk", "a b c d e f g h", " " * 50, "☃", "0 " * 7 + "0"])
+@pytest.mark.parametrize("cursor", ["", "junk", "a b c d e f g h i j k l", " " * 50, "☃", "0 " * 11 + "0"])
 def test_any_cursor_is_answered(session: Session, worker: threading.Event, cursor: str) -> None:
-    assert changed(tick(session, cursor)) == {"cursor", "start", "stop", *PARTS}
+    assert changed(tick(session, cursor)) == {"cursor", *BUTTONS, *PARTS}
 
 
 def test_the_cursor_of_another_server_shows_this_one(session: Session, tmp_path: Path) -> None:
     other = Session(paths=session.paths, state=tmp_path / "other", config=KohyaConfig(), base=tmp_path)
     values = tick(session, tick(other, None)[0])
-    assert changed(values) == {"cursor", "start", "stop", *PARTS}
-    assert "Nothing is being trained" in values[3]
+    assert changed(values) == {"cursor", *BUTTONS, *PARTS}
+    assert "Nothing is being trained" in values[FIRST]
 
 
 def test_a_config_that_cannot_be_trained_does_not_start(session: Session) -> None:
@@ -192,8 +197,15 @@ def recorded(session: Session, tmp_path: Path, *events: Event) -> Path:
     for event in events:
         log.emit(event)
     log.close()
-    (session.state / "last-run.txt").write_text(str(log.journal), encoding="utf-8")
+    note(session, str(log.journal))
     return out
+
+
+def note(session: Session, journal: str) -> Run:
+    """A row of the list of runs, as it is while a run goes on."""
+    run = session.queue.add(name="x", owner="", config=configuration.dumps(KohyaConfig()), base="/")
+    session.queue.change(run.id, status="running", started=1.0, journal=journal)
+    return run
 
 
 def again(session: Session, **roots: Path) -> Session:
@@ -207,8 +219,8 @@ def test_the_next_server_shows_the_last_run(session: Session, tmp_path: Path) ->
     out = recorded(session, tmp_path, end)
     later = again(session)
     values = tick(later, None)
-    assert "Finished" in values[3]
-    assert "<img" in values[3 + PARTS.index("samples")]
+    assert "Finished" in values[FIRST]
+    assert "<img" in values[FIRST + PARTS.index("samples")]
     assert str(out / "sample") in later.served
     assert later.doing == "idle"
 
@@ -216,19 +228,69 @@ def test_the_next_server_shows_the_last_run(session: Session, tmp_path: Path) ->
 def test_a_run_that_was_cut_off_is_named_so(session: Session, tmp_path: Path) -> None:
     recorded(session, tmp_path)
     values = tick(again(session), None)
-    assert "Failed at step 1" in values[3]
-    assert "the program ended before this run did" in values[4]
+    assert "Failed at step 1" in values[FIRST]
+    assert "the program ended before this run did" in values[FIRST + 1]
 
 
 def test_a_last_run_outside_the_roots_is_not_shown(session: Session, tmp_path: Path) -> None:
     out = recorded(session, tmp_path, JobFinished(step=50, path=Path("x"), elapsed_s=9))
     (tmp_path / "root").mkdir()
     later = again(session, pics=tmp_path / "root")
-    assert "Nothing is being trained" in tick(later, None)[3]
+    assert "Nothing is being trained" in tick(later, None)[FIRST]
     assert str(out / "sample") not in later.served
 
 
-@pytest.mark.parametrize("note", ["", "gone/journal.jsonl", "\0", "x" * 5000])
-def test_a_note_that_leads_nowhere(session: Session, note: str) -> None:
-    (session.state / "last-run.txt").write_text(note, encoding="utf-8")
-    assert "Nothing is being trained" in tick(again(session), None)[3]
+@pytest.mark.parametrize("journal", ["", "gone/journal.jsonl", "\0", "x" * 5000])
+def test_a_journal_that_leads_nowhere(session: Session, journal: str) -> None:
+    note(session, journal)
+    assert "Nothing is being trained" in tick(again(session), None)[FIRST]
+
+
+def test_what_ran_is_interrupted_and_what_waits_is_held(session: Session, tmp_path: Path) -> None:
+    out = recorded(session, tmp_path)
+    state = out / "x-step00000001-state"
+    state.mkdir()
+    journal = next(out.glob("logs/*/journal.jsonl"))
+    saved = CheckpointSaved(step=1, epoch=1, path=state, kind="state", size_bytes=1)
+    with journal.open("a") as lines:
+        lines.write(saved.as_json() + "\n" + '{"event": "StepDo')  # torn where the power went
+    session.queue.add(name="next", owner="", config="{}", base="/")
+    later = again(session)
+    values = tick(later, None)
+    assert [run.status for run in later.queue.past()] == ["interrupted"]
+    assert f"Resume from {state.name}" in values[FIRST + PARTS.index("notices")]
+    assert "Interrupted" in values[FIRST + PARTS.index("past")]
+    assert "1 run waits since the program was started again" in values[FIRST + PARTS.index("queue")]
+    later.advance()
+    assert later.doing == "idle"
+    (run,) = later.queue.past()
+    assert later.newest_state(run) == state
+    state.rmdir()
+    with pytest.raises(ConfigError, match="saved no state"):
+        later.resume(run.id, "")
+
+
+def test_the_queue_keeps_its_order(session: Session) -> None:
+    first, second, third = (
+        session.queue.add(name=name, owner="", config="{}", base="/") for name in ("a", "b", "c")
+    )
+    session.queue.move(third.id, -1)
+    session.queue.move(first.id, -1)
+    session.queue.move(first.id, 1)
+    assert [run.name for run in session.queue.waiting()] == ["c", "a", "b"]
+    session.queue.remove(second.id)
+    front = session.queue.add(name="d", owner="", config="{}", base="/", first=True)
+    session.queue.move(999, 1)
+    assert [run.name for run in again(session).queue.waiting()] == ["d", "c", "a"]
+    assert front.place < third.place
+
+
+def test_only_the_owner_and_the_admin_may_stop(session: Session, worker: threading.Event) -> None:
+    session.admin = "kim"
+    run = note(session, "")
+    session.queue.change(run.id, owner="lee")
+    assert "only they and the admin" in session.stop("max")
+    assert not session.runner.controls.stop.is_set()
+    assert session.stop("lee") == ""
+    assert session.runner.controls.stop.is_set()
+    assert session.may("kim", session.queue.running())

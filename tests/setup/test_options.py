@@ -38,7 +38,7 @@ def test_defaults_serve_this_machine_alone() -> None:
 def test_everything_given(tmp_path: Path) -> None:
     config, secret = tmp_path / "a.json", tmp_path / "secret"
     config.write_text("{}")
-    secret.write_text("\ufeffkim:pass:word\nnot this\n", encoding="utf-8")
+    secret.write_text("\ufeffkim:pass:word\n\n# a comment\nlee:other\n", encoding="utf-8")
     got = read(
         *("--listen", "--auth", f"@{secret}", "--port", "8000", "--state", str(tmp_path / "new")),
         *("--root", f"pictures={tmp_path}", "--root", f"more={tmp_path}/../{tmp_path.name}"),
@@ -48,13 +48,19 @@ def test_everything_given(tmp_path: Path) -> None:
         host="0.0.0.0",
         port=8000,
         listen=True,
-        auth=("kim", "pass:word"),
+        auth=got.auth,
         roots={"pictures": tmp_path, "more": tmp_path},
         state=tmp_path / "new",
         config=config,
         browser=False,
     )
+    assert got.auth is not None
+    assert got.auth.verify("kim", "pass:word")
+    assert got.auth.verify("lee", "other")
+    assert not got.auth.verify("kim", "other")
+    assert got.auth.admin == "kim"
     assert "pass:word" not in repr(got)
+    assert "scrypt" not in repr(got)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "localhost", "::1", "LOCALHOST"])

@@ -1,0 +1,443 @@
+// What the page does by itself: shows and hides fields, marks changes, searches, keeps drafts, opens dialogs.
+// Gradio holds the values; `facts` (app/fields.py) says what each field is. Nothing here is trusted by the server.
+"use strict";
+window.kiln = (() => {
+    const facts = JSON.parse(document.getElementById("kiln-facts").textContent);
+    const SKIP = {__type__: "update"};
+    const store = `kiln-draft-${facts.user || ""}`;
+    const state = {part: "Model", values: {}, rest: {}, base: "", origin: "", baseline: null, server: null, trigger: null,
+        pending: {}, props: null, all: localStorage.getItem("kiln-all") === "1", drawn: 0, timer: 0};
+
+    const text = (value) => document.createTextNode(String(value));
+    function element(tag, attributes = {}, ...children) {
+        const made = document.createElement(tag);
+        for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+        made.append(...children.map((child) => (child instanceof Node ? child : text(child))));
+        return made;
+    }
+
+    // Labels, help and defaults stand in gradio's own description of the page.
+    function props(name) {
+        if (!state.props) {
+            state.props = {};
+            for (const part of (window.gradio_config || {}).components || []) {
+                const id = String((part.props || {}).elem_id || "");
+                if (id.startsWith("field-")) state.props[id.slice(6)] = part.props;
+            }
+        }
+        return state.props[name] || {label: name, info: "", value: ""};
+    }
+
+    // ---- values -------------------------------------------------------------------------------
+    const same = (one, other) => one === other || (one == null ? "" : one) === (other == null ? "" : other)
+        || (typeof one !== "boolean" && typeof other !== "boolean" && String(one ?? "") === String(other ?? ""));
+
+    function take(values) {
+        // Field values in facts.order, then rest, base, origin.
+        const count = facts.order.length;
+        facts.order.forEach((name, index) => { state.values[name] = values[index] == null ? "" : values[index]; });
+        state.rest = values[count] && typeof values[count] === "object" ? values[count] : {};
+        state.base = values[count + 1] || "";
+        state.origin = values[count + 2] || "";
+    }
+
+    function draft() {
+        return JSON.stringify({values: {...state.rest, ...state.values}, base: state.base, origin: state.origin});
+    }
+
+    function keep() {
+        try {
+            localStorage.setItem(store, JSON.stringify({draft: draft(), baseline: state.baseline, time: Date.now()}));
+        } catch { /* private windows refuse; the page works all the same */ }
+    }
+
+    function stored() {
+        try { return JSON.parse(localStorage.getItem(store) || "null"); } catch { return null; }
+    }
+
+    function opening() {
+        const found = stored();
+        return found && typeof found.draft === "string" ? found.draft : "";
+    }
+
+    function edited(values) {
+        take(values);
+        if (state.adopts) state.baseline = {...state.values};
+        state.adopts = false;
+        refresh();
+        keep();
+        check();
+        return draft();
+    }
+
+    function loaded(values, isOpening) {
+        take(values);
+        const found = isOpening ? stored() : null;
+        state.baseline = found && found.baseline ? found.baseline : {...state.values};
+        refresh();
+        keep();
+        check();
+        if (isOpening) {
+            turn(state.part);
+            document.body.dataset.kiln = "ready";
+        }
+        return draft();
+    }
+
+    function apply(values) {
+        state.pending = values;
+        if (state.trigger) state.trigger("apply");
+    }
+
+    function pending() {
+        const values = state.pending;
+        state.pending = {};
+        return [...facts.order, "$rest", "$base", "$origin"].map((name) => (name in values ? values[name] : SKIP));
+    }
+
+    // One family at a time, as on Kohya's page.
+    function family(...values) {
+        const before = facts.switches.map((name) => state.values[name]);
+        const turned = facts.switches.findIndex((name, index) => values[index] && !before[index]);
+        return values.map((value, index) => (turned >= 0 && index !== turned && value ? false : SKIP));
+    }
+
+    let waiting = 0;
+    function check() {
+        clearTimeout(waiting);
+        document.body.classList.add("kiln-checking");
+        waiting = setTimeout(() => state.trigger && state.trigger("check"), 350);
+    }
+
+    const checked = () => document.body.classList.remove("kiln-checking");
+
+    // ---- which fields are shown, and how --------------------------------------------------------
+    function families() {
+        const on = Object.entries(facts.families).filter(([name]) => state.values[name] === true).map(([, token]) => token);
+        return on.length ? on : state.values.v2 === true ? ["sd2"] : ["sd15"];
+    }
+
+    function isShown(name, seen = 0) {
+        const fact = facts.fields[name];
+        if (!fact) return false;
+        if (fact.types && !fact.types.includes(state.values.LoRA_type)) return false;
+        if (!fact.with || seen > 3) return true;
+        return state.values[fact.with[0]] === fact.with[1]
+            && (isShown(fact.with[0], seen + 1) || facts.switches.includes(fact.with[0]));
+    }
+
+    function outside(name) {
+        const {min, max} = facts.fields[name], value = state.values[name];
+        if (value === "" || typeof value === "boolean" || Number.isNaN(Number(value))) return false;
+        return (min !== undefined && Number(value) < min) || (max !== undefined && Number(value) > max);
+    }
+
+    const changed = () => facts.order.filter((name) => state.baseline && name in state.baseline
+        && !same(state.values[name], state.baseline[name]));
+
+    function refresh() {
+        const rules = [], mine = families(), simple = !state.all;
+        const visible = {};
+        for (const [name, fact] of Object.entries(facts.fields)) {
+            visible[name] = simple ? facts.essential.includes(name) : isShown(name);
+            if (!visible[name]) rules.push(`#field-${name}{display:none!important}`);
+            else if (fact.families && !fact.families.some((token) => mine.includes(token)))
+                rules.push(`#field-${name}{opacity:.6}#field-${name} .kiln-other{display:inline}`);
+            if (outside(name)) rules.push(`#field-${name} .kiln-outside{display:inline}`);
+        }
+        for (const [id, names] of Object.entries(facts.groups))
+            if (!names.some((name) => visible[name])) rules.push(`#${id}{display:none!important}`);
+        const others = changed();
+        for (const name of others) rules.push(`#field-${name}{box-shadow:inset 3px 0 var(--primary-500)}#field-${name} .kiln-reset{display:inline-flex}`);
+        let sheet = document.getElementById("kiln-rules");
+        if (!sheet) document.head.append(sheet = element("style", {id: "kiln-rules"}));
+        sheet.textContent = rules.join("\n");
+        document.body.classList.toggle("kiln-simple", simple);
+        listChanges(others);
+        decorate();
+    }
+
+    function shown(value) {
+        if (value === true || value === false) return value ? "on" : "off";
+        const string = String(value ?? "");
+        return string === "" ? "empty" : string.length > 60 ? `${string.slice(0, 57)}…` : string;
+    }
+
+    function listChanges(names) {
+        const box = document.getElementById("kiln-changes");
+        if (!box) return;
+        const title = names.length === 1 ? "1 change" : `${names.length} changes`;
+        const items = names.map((name) => {
+            const go = element("button", {type: "button", "data-go": name, class: "kiln-link"}, props(name).label);
+            const was = element("span", {}, `${shown(state.baseline[name])} → ${shown(state.values[name])}`);
+            const reset = element("button", {type: "button", "data-reset": name, class: "kiln-small"}, "Reset");
+            return element("li", {}, go, " ", was, " ", reset);
+        });
+        box.hidden = !names.length;
+        box.replaceChildren(element("summary", {}, title, state.origin ? ` since ${state.origin}` : ""),
+            element("ul", {}, ...items));
+        const all = element("button", {type: "button", "data-reset-all": "", class: "kiln-small"}, "Reset all");
+        if (names.length > 1) box.append(all);
+    }
+
+    // Buttons beside fields; gradio mounts a field only when its tab is opened.
+    function decorate() {
+        for (const field of document.querySelectorAll("[id^=field-]:not([data-kiln])")) {
+            const name = field.id.slice(6), fact = facts.fields[name];
+            if (!fact) continue;
+            field.dataset.kiln = "";
+            const label = props(name).label;
+            const tools = element("span", {class: "kiln-tools"});
+            if (fact.path && facts.order.includes(name)) {
+                const browse = element("button", {type: "button", "data-browse": name, class: "kiln-small",
+                    "aria-label": `Choose ${label} on the server`}, "Browse");
+                tools.append(browse);
+            }
+            tools.append(element("button", {type: "button", "data-reset": name, class: "kiln-small kiln-reset",
+                "aria-label": `Reset ${label}`, title: "Back to what was loaded"}, "↺"));
+            field.append(tools,
+                element("span", {class: "kiln-note kiln-other"}, "Not used by this kind of model"),
+                element("span", {class: "kiln-note kiln-outside"}, "Outside the usual range; it is taken as it is"));
+        }
+        const box = document.getElementById("kiln-all");
+        if (box) box.checked = state.all;
+    }
+
+    // ---- going to a field, searching -------------------------------------------------------------
+    const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+    async function found(get) {
+        for (let turn = 0; turn < 60; turn++) {
+            const item = get();
+            if (item) return item;
+            await sleep(50);
+        }
+        return null;
+    }
+
+    function tabButton(root, name) {
+        return [...document.querySelectorAll(`#${root} button[role=tab]`)]
+            .find((item) => (item.dataset.kilnWords || item.textContent).trim() === name || item.id === `${root}-${name}-button`);
+    }
+
+    async function openTab(name) {
+        const button = await found(() => tabButton("tabs", name));
+        if (button && button.getAttribute("aria-selected") !== "true") button.click();
+    }
+
+    async function go(name) {
+        const fact = facts.fields[name];
+        if (!fact) return;
+        if (!facts.essential.includes(name) && !state.all) all(true);
+        await openTab("Parameters");
+        if (state.all && state.part !== fact.tab) turn(fact.tab);
+        if (fact.section) {
+            for (const part of fact.sections || [fact.section]) {
+                const section = await found(() => document.getElementById(part));
+                const head = section && section.querySelector("button.label-wrap");
+                if (head && !head.classList.contains("open")) head.click();
+            }
+        }
+        const field = await found(() => document.getElementById(`field-${name}`));
+        if (!field) return;
+        field.scrollIntoView({block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"});
+        const input = field.querySelector("input, textarea");
+        if (input) input.focus({preventScroll: true});
+        field.classList.add("kiln-here");
+        setTimeout(() => field.classList.remove("kiln-here"), 2000);
+    }
+
+    function all(on) {
+        state.all = on;
+        try { localStorage.setItem("kiln-all", on ? "1" : "0"); } catch { /* as above */ }
+        refresh();
+        turn(state.part);
+    }
+
+    // Parts of Parameters: one at a time, or together in the beginner's view.
+    function turn(part) {
+        state.part = part;
+        for (const button of document.querySelectorAll("#parts [role=tab]")) {
+            button.setAttribute("aria-selected", String(button.dataset.part === part));
+            button.tabIndex = button.dataset.part === part ? 0 : -1;
+        }
+        if (state.trigger) state.trigger("parts");
+    }
+
+    function parts() {
+        return facts.parts.map((part) => ({__type__: "update",
+            visible: state.all ? part === state.part : facts.simple.includes(part)}));
+    }
+
+    function search(query) {
+        const box = document.getElementById("kiln-found");
+        const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+        if (!words.length) { box.replaceChildren(); box.hidden = true; return; }
+        const scored = [];
+        for (const name of Object.keys(facts.fields)) {
+            const {label, info} = props(name);
+            const near = `${name} ${label}`.toLowerCase(), far = `${near} ${info}`.toLowerCase();
+            if (words.every((word) => far.includes(word)))
+                scored.push([words.every((word) => near.includes(word)) ? 0 : 1, name, label, info]);
+        }
+        scored.sort((one, other) => one[0] - other[0]);
+        const items = scored.slice(0, 30).map(([, name, label, info]) => {
+            const where = [facts.fields[name].tab, facts.fields[name].section].filter(Boolean).join(" › ");
+            return element("li", {}, element("button", {type: "button", "data-go": name},
+                element("b", {}, label), element("code", {}, name), element("span", {}, where),
+                element("small", {}, String(info).slice(0, 140)),
+                ...(isShown(name) ? [] : [element("em", {}, "hidden for this model and LoRA type")])));
+        });
+        box.hidden = false;
+        box.replaceChildren(items.length ? element("ul", {}, ...items) : element("p", {}, "No field is called that."));
+    }
+
+    // ---- dialogs: choosing a file on the server -----------------------------------------------------
+    async function browse(kind, path, chosen, options = {}) {
+        let dialog = document.getElementById("kiln-dialog");
+        if (!dialog) document.body.append(dialog = element("dialog", {id: "kiln-dialog", "aria-labelledby": "kiln-dialog-title"}));
+        const answer = await state.server.browse({kind, path: path || ""});
+        const title = element("h3", {id: "kiln-dialog-title"}, options.title || "Choose on the server");
+        const place = element("input", {type: "text", value: answer.path, "aria-label": "Folder or file", spellcheck: "false"});
+        place.addEventListener("keydown", (event) => {
+            if (event.key === "Enter") { event.preventDefault(); browse(kind, place.value, chosen, options); }
+        });
+        const list = element("ul", {class: "kiln-entries"});
+        for (const entry of answer.entries || []) {
+            const button = element("button", {type: "button", class: entry.folder ? "folder" : "file"}, entry.name);
+            button.addEventListener("click", () => {
+                if (entry.folder) browse(kind, entry.path, chosen, options);
+                else { dialog.close(); chosen(entry.path); }
+            });
+            list.append(element("li", {}, button));
+        }
+        if (!list.children.length) list.append(element("li", {}, answer.error || "Nothing to choose here."));
+        const buttons = element("div", {class: "kiln-buttons"});
+        const name = element("input", {type: "text", value: options.name || "", "aria-label": "File name"});
+        if (options.name !== undefined) {
+            const save = element("button", {type: "button", class: "primary"}, "Save");
+            save.addEventListener("click", () => {
+                if (!name.value.trim()) { name.focus(); return; }
+                dialog.close();
+                chosen(`${answer.path.replace(/[\\/]+$/, "")}/${name.value.trim()}`);
+            });
+            buttons.append(name, save);
+        } else if (kind === "folder" || kind === "model") {
+            const use = element("button", {type: "button", class: "primary"}, "Use this folder");
+            use.disabled = !answer.path;
+            use.addEventListener("click", () => { dialog.close(); chosen(answer.path); });
+            buttons.append(use);
+        }
+        const cancel = element("button", {type: "button"}, "Cancel");
+        cancel.addEventListener("click", () => dialog.close());
+        buttons.append(cancel);
+        const note = answer.error && answer.entries && answer.entries.length ? [element("p", {class: "kiln-error"}, answer.error)] : [];
+        dialog.replaceChildren(title, place, ...note, list, buttons);
+        if (!dialog.open) dialog.showModal();
+    }
+
+    function type(id, value) {
+        const input = document.querySelector(`#${id} input, #${id} textarea`);
+        input.value = value;
+        input.dispatchEvent(new Event("input", {bubbles: true}));
+    }
+
+    const pressed = (id) => setTimeout(() => document.getElementById(id).click(), 60);
+    const here = () => (document.querySelector("#config-path input, #config-path textarea") || {}).value || "";
+
+    function open() {
+        browse("json", here(), (path) => { type("config-path", path); pressed("load"); }, {title: "Open a configuration, or a results folder's"});
+    }
+
+    function saveAs() {
+        const name = `${state.values.output_name || "lora"}.json`;
+        browse("save", here(), (path) => { type("config-path", path); pressed("save"); }, {title: "Save as", name});
+    }
+
+    // ---- runs --------------------------------------------------------------------------------------
+    async function act(data) {
+        if (data.ask && !window.confirm(data.ask)) return;
+        const answer = await state.server.act(data);
+        const box = document.getElementById("kiln-answer");
+        if (box) box.textContent = answer.error || answer.message || "";
+        if (answer.values) {
+            state.adopts = true;
+            apply({...answer.values, $rest: answer.rest, $base: answer.base, $origin: answer.origin});
+            openTab("Parameters");
+        }
+        if (state.trigger) state.trigger("now");
+    }
+
+    function searchLog(query) {
+        const box = document.querySelector("#log textarea"), count = document.getElementById("kiln-log-count");
+        if (!box || !query) { if (count) count.textContent = ""; return; }
+        const content = box.value.toLowerCase(), word = query.toLowerCase();
+        const hits = content.split(word).length - 1;
+        const from = state.logQuery === query ? box.selectionEnd : 0;
+        let at = content.indexOf(word, from);
+        if (at < 0) at = content.indexOf(word);
+        state.logQuery = query;
+        if (count) count.textContent = hits === 1 ? "1 hit" : `${hits} hits`;
+        if (at < 0) return;
+        box.follows = false;
+        box.setSelectionRange(at, at + query.length);
+        const line = content.slice(0, at).split("\n").length - 1;
+        box.scrollTop = Math.max(0, line * parseFloat(getComputedStyle(box).lineHeight) - box.clientHeight / 2);
+    }
+
+    // ---- listeners -----------------------------------------------------------------------------------
+    document.addEventListener("click", (event) => {
+        const target = event.target.closest("[data-go],[data-reset],[data-reset-all],[data-browse],[data-set],[data-act],[data-tab],[data-copy],[data-part],#open,#save-as");
+        if (!target) return;
+        const data = target.dataset;
+        if (target.id === "open") open();
+        else if (target.id === "save-as") saveAs();
+        else if (data.go) { go(data.go); const box = document.getElementById("kiln-found"); if (box) box.hidden = true; }
+        else if (data.reset) apply({[data.reset]: state.baseline[data.reset]});
+        else if ("resetAll" in data) apply(Object.fromEntries(changed().map((name) => [name, state.baseline[name]])));
+        else if (data.browse) browse(facts.fields[data.browse].path, state.values[data.browse], (path) => apply({[data.browse]: path}));
+        else if (data.set) { const values = JSON.parse(data.set); apply(values); go(Object.keys(values)[0]); }
+        else if (data.act) act(JSON.parse(data.act));
+        else if (data.part) turn(data.part);
+        else if (data.tab) openTab(data.tab);
+        else if (data.copy !== undefined) {
+            const words = document.getElementById(data.copy);
+            navigator.clipboard && navigator.clipboard.writeText(words.textContent);
+        }
+    });
+    document.addEventListener("input", (event) => {
+        if (event.target.id === "kiln-search") search(event.target.value);
+        if (event.target.id === "kiln-log-search") searchLog(event.target.value);
+    });
+    document.addEventListener("change", (event) => { if (event.target.id === "kiln-all") all(event.target.checked); });
+    document.addEventListener("keydown", (event) => {
+        if (event.target.dataset.part && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
+            const count = facts.parts.length, by = event.key === "ArrowRight" ? 1 : count - 1;
+            turn(facts.parts[(facts.parts.indexOf(event.target.dataset.part) + by) % count]);
+            document.getElementById(`part-${state.part}`).focus();
+        }
+        if (event.target.id === "kiln-log-search" && event.key === "Enter") searchLog(event.target.value);
+        if (event.key === "Escape" && event.target.id === "kiln-search") { event.target.value = ""; search(""); }
+        if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "s") {
+            event.preventDefault();
+            const button = document.getElementById("save");
+            if (button) button.click();
+        }
+    });
+    let scheduled = false;
+    new MutationObserver(() => {
+        if (scheduled) return;
+        scheduled = true;
+        requestAnimationFrame(() => { scheduled = false; decorate(); listIfEmpty(); });
+    }).observe(document.documentElement, {childList: true, subtree: true});
+    function listIfEmpty() {
+        const box = document.getElementById("kiln-changes");
+        if (box && state.baseline && !box.children.length) listChanges(changed());
+    }
+
+    function connect(server, trigger) {
+        state.server = server;
+        state.trigger = trigger;
+    }
+
+    return {all, apply, check, checked, connect, draft, edited, family, go, loaded, opening, parts, pending, state};
+})();
