@@ -73,20 +73,12 @@ def shapes(
     return found
 
 
-def bfl(seed: int = 1, *, doubles: int = 2, singles: int = 2, guided: bool = True) -> dict[str, Tensor]:
-    """The transformer's tensors."""
-    return _fill(
-        shapes(
-            width=WIDTH,
-            head=HEAD,
-            text=TEXT,
-            pooled=POOLED,
-            doubles=doubles,
-            singles=singles,
-            guided=guided,
-        ),
-        seed,
-    )
+def bfl(seed: int = 1, *, full: bool = False, **options: Any) -> dict[str, Tensor]:
+    """The transformer's tensors; ``full`` has FLUX.1's widths, and two blocks of each kind like the toy."""
+    sizes: dict[str, Any] = {"width": WIDTH, "head": HEAD, "text": TEXT, "pooled": POOLED}
+    if full:
+        sizes = {"width": 3072, "head": 128, "text": 4096, "pooled": 768}
+    return _fill(shapes(**{**sizes, "doubles": 2, "singles": 2, **options}), seed)
 
 
 def ae(seed: int = 2) -> dict[str, Tensor]:
@@ -115,7 +107,7 @@ def ae(seed: int = 2) -> dict[str, Tensor]:
     return tensors
 
 
-def clip_l(seed: int = 3) -> dict[str, Tensor]:
+def clip_l(seed: int = 3, *, width: int = POOLED) -> dict[str, Tensor]:
     """CLIP-L's tensors as in clip_l.safetensors, with the level that transformers 5 left out."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -123,12 +115,12 @@ def clip_l(seed: int = 3) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         config = CLIPTextConfig(
             vocab_size=49408,
-            hidden_size=POOLED,
-            intermediate_size=2 * POOLED,
+            hidden_size=width,
+            intermediate_size=2 * width,
             num_hidden_layers=2,
-            num_attention_heads=1,
+            num_attention_heads=max(1, width // 64),
             hidden_act="quick_gelu",
-            projection_dim=POOLED,
+            projection_dim=width,
         )
         model = CLIPTextModel(config)
         with torch.no_grad():
@@ -138,7 +130,7 @@ def clip_l(seed: int = 3) -> dict[str, Tensor]:
     }
 
 
-def t5xxl(seed: int = 4) -> dict[str, Tensor]:
+def t5xxl(seed: int = 4, *, width: int = TEXT) -> dict[str, Tensor]:
     """T5's tensors as in t5xxl_fp16.safetensors."""
     from transformers import T5Config, T5EncoderModel
 
@@ -146,7 +138,7 @@ def t5xxl(seed: int = 4) -> dict[str, Tensor]:
         torch.manual_seed(seed)
         config = T5Config(
             vocab_size=32128,
-            d_model=TEXT,
+            d_model=width,
             d_kv=16,
             num_heads=2,
             d_ff=64,
@@ -158,8 +150,17 @@ def t5xxl(seed: int = 4) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key != "encoder.embed_tokens.weight"}
 
 
-def files(folder: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Path]:
-    """Files in ``folder`` under the names of Kohya's fields; made once for a folder."""
+def files(
+    folder: Path, *, dtype: torch.dtype = torch.float32, full: bool = False, **options: Any
+) -> dict[str, Path]:
+    """Files in ``folder`` under the names of Kohya's fields; made once for a folder.
+
+    Args:
+        folder: Where.
+        dtype: Of the weights.
+        full: FLUX.1's widths, with few blocks and layers.
+        options: For `bfl`.
+    """
     names = {
         "pretrained_model_name_or_path": "flux1-dev",
         "ae": "ae",
@@ -169,7 +170,12 @@ def files(folder: Path, *, dtype: torch.dtype = torch.float32, **options: Any) -
     found = {field: folder / f"{name}.safetensors" for field, name in names.items()}
     if not folder.exists():
         folder.mkdir(parents=True)
-        makers: list[Callable[[], dict[str, Tensor]]] = [lambda: bfl(**options), ae, clip_l, t5xxl]
+        makers: list[Callable[[], dict[str, Tensor]]] = [
+            lambda: bfl(full=full, **options),
+            ae,
+            lambda: clip_l(width=768 if full else POOLED),
+            lambda: t5xxl(width=4096 if full else TEXT),
+        ]
         for path, make in zip(found.values(), makers, strict=True):
             tensors = {key: value.to(dtype).contiguous().clone() for key, value in make().items()}
             save_file(tensors, path)

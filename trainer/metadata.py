@@ -78,6 +78,8 @@ class Metadata:
         self.job = job
         self.family = family
         entries = _training(job, dataset, plan, family, optimizer)
+        if job.family == "flux":
+            entries |= _flux(job)
         if job.config.dataset_config:
             entries |= _dataset_config(job, dataset)
         else:
@@ -176,6 +178,26 @@ def _training(job: Job, dataset: Dataset, plan: Plan, family: Family, optimizer:
         "ss_validate_every_n_epochs": None,
         "ss_validate_every_n_steps": None,
         "ss_resize_interpolation": engine.resize_interpolation or None,
+    }
+
+
+def _flux(job: Job) -> dict[str, Any]:
+    """Entries of FLUX runs (flux_train_network.py:update_metadata); both text encoders' rates."""
+    config = job.config
+    rates = [job.text_encoder_lr, float(config.t5xxl_lr or job.text_encoder_lr)]
+    return {
+        "ss_text_encoder_lr": rates if job.trains_text_encoder else None,
+        "ss_model_type": config.model_type,
+        "ss_apply_t5_attn_mask": config.apply_t5_attn_mask,
+        "ss_weighting_scheme": config.weighting_scheme,
+        "ss_logit_mean": config.logit_mean,
+        "ss_logit_std": config.logit_std,
+        "ss_mode_scale": config.mode_scale,
+        "ss_guidance_scale": config.guidance_scale,
+        "ss_timestep_sampling": config.timestep_sampling,
+        "ss_sigmoid_scale": job.engine.sigmoid_scale,
+        "ss_model_prediction_type": config.model_prediction_type,
+        "ss_discrete_flow_shift": config.discrete_flow_shift,
     }
 
 

@@ -75,6 +75,61 @@ class Case:
     reg: bool = False
 
 
+_FLUX: Mapping[str, Any] = {
+    "flux1_checkbox": True,
+    "LoRA_type": "Flux1",
+    "max_token_length": 75,
+    "model_prediction_type": "raw",
+    "timestep_sampling": "shift",
+    "discrete_flow_shift": 3.1582,
+    "guidance_scale": 1.0,
+    "t5xxl_max_token_length": 64,
+    "text_encoder_lr": 0,
+    "train_blocks": "all",
+}
+
+_FLUX_CASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "flux": ("FLUX.1, raw prediction, shift, CLIP-L too", {"text_encoder_lr": 0.0005}),
+    "flux_cached": (
+        "FLUX.1, cached text outputs, engine defaults (sigma, sigma_scaled), checkpointing",
+        {
+            "model_prediction_type": "sigma_scaled",
+            "timestep_sampling": "sigma",
+            "guidance_scale": 3.5,
+            "flux1_cache_text_encoder_outputs": True,
+            "gradient_checkpointing": True,
+        },
+    ),
+    "flux_masked": (
+        "FLUX.1, T5 mask, flux_shift, additive, huber, input perturbation, T5 trained, LoRA+",
+        {
+            "apply_t5_attn_mask": True,
+            "timestep_sampling": "flux_shift",
+            "model_prediction_type": "additive",
+            "loss_type": "huber",
+            "huber_schedule": "exponential",
+            "ip_noise_gamma": 0.1,
+            "train_t5xxl": True,
+            "text_encoder_lr": 0.0005,
+            "t5xxl_lr": 0.0002,
+            "loraplus_unet_lr_ratio": 4,
+        },
+    ),
+    "flux_parts": (
+        "FLUX.1, ranks of parts, blocks, input layers, sigmoid, accumulation",
+        {
+            "timestep_sampling": "sigmoid",
+            "additional_parameters": "--sigmoid_scale 1.5",
+            "gradient_accumulation_steps": 2,
+            "img_attn_dim": "4",
+            "txt_mlp_dim": "8",
+            "single_mod_dim": "0",
+            "in_dims": "[2,2,2,2,2]",
+            "train_double_block_indices": "1",
+        },
+    ),
+}
+
 CASES: Mapping[str, Case] = {
     "plain": Case("batch 2, three buckets, UNet and text encoder", 20),
     "minsnr": Case(
@@ -145,6 +200,39 @@ CASES: Mapping[str, Case] = {
     ),
     "reg": Case("class pictures at half weight", 5, {"prior_loss_weight": 0.5}, reg=True),
     "unet_only": Case("UNet alone", 3, {"text_encoder_lr": 0}),
+    "sdxl": Case("SDXL, both text encoders, bucket steps of 32", 6, {"sdxl": True, "bucket_reso_steps": 32}),
+    "sdxl_vpred": Case(
+        "SDXL, v-prediction, zero terminal SNR, min-SNR, captions of up to 150 tokens, checkpointing",
+        6,
+        {
+            "sdxl": True,
+            "v_parameterization": True,
+            "min_snr_gamma": 5,
+            "scale_v_pred_loss_like_noise_pred": True,
+            "additional_parameters": "--zero_terminal_snr",
+            "max_token_length": 150,
+            "gradient_checkpointing": True,
+        },
+    ),
+    "sdxl_cached": Case(
+        "SDXL, cached text encoder outputs, Kohya LoCon, block ranks, noise offset",
+        5,
+        {
+            "sdxl": True,
+            "sdxl_cache_text_encoder_outputs": True,
+            "sdxl_no_half_vae": True,
+            "text_encoder_lr": 0,
+            "LoRA_type": "Kohya LoCon",
+            "conv_dim": 8,
+            "conv_alpha": 4,
+            "noise_offset": 0.0357,
+            "down_lr_weight": "sine+0.25",
+            "mid_lr_weight": "0.5,0,1",
+            "up_lr_weight": "0,0.2,0.4,0.6,0.8,1,1,1,1",
+            "block_lr_zero_threshold": "0.1",
+        },
+    ),
+    **{name: Case(about, 10, {**_FLUX, **values}) for name, (about, values) in _FLUX_CASES.items()},
 }
 
 
@@ -160,8 +248,12 @@ def kohya_json(
 ) -> dict[str, Any]:
     """The Kohya JSON of a case."""
     case = CASES[name]
+    flux = {}
+    if case.values.get("flux1_checkbox"):
+        flux = {field: str(model.parent / f"{name}.safetensors") for field, name in FLUX_FILES.items()}
     return {
         **_COMMON,
+        **flux,
         "pretrained_model_name_or_path": str(model),
         "train_data_dir": str(photos),
         "reg_data_dir": str(reg_photos) if case.reg else "",
@@ -171,6 +263,29 @@ def kohya_json(
         **case.values,
     }
 
+
+FLUX_FILES = {"ae": "ae", "clip_l": "clip_l", "t5xxl": "t5xxl_fp16"}
+"""Fields of FLUX's other models, and the names of their files beside the base model."""
+
+_FLUX_SAME = [
+    *FLUX_FILES,
+    "model_prediction_type",
+    "timestep_sampling",
+    "discrete_flow_shift",
+    "guidance_scale",
+    "apply_t5_attn_mask",
+    "t5xxl_max_token_length",
+]
+_FLUX_ARGS = [
+    "img_attn_dim",
+    "txt_mlp_dim",
+    "single_mod_dim",
+    "in_dims",
+    "train_double_block_indices",
+    "train_single_block_indices",
+    "split_qkv",
+    "train_t5xxl",
+]
 
 _SAME = [
     "pretrained_model_name_or_path",
@@ -235,6 +350,12 @@ def engine_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     options["optimizer_args"] = values["optimizer_args"].split()
     options["network_module"] = "networks.lora"
     options["sdpa"] = values["xformers"] == "sdpa"
+    options["cache_text_encoder_outputs"] = values.get("sdxl_cache_text_encoder_outputs")
+    if values.get("flux1_checkbox"):
+        options |= {key: values.get(key) for key in _FLUX_SAME}
+        options["network_module"] = "networks.lora_flux"
+        options["cache_text_encoder_outputs"] = values.get("flux1_cache_text_encoder_outputs")
+    options["no_half_vae"] = values.get("sdxl_no_half_vae")
     if values["noise_offset_type"] == "Original":
         for key in ("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale"):
             options[key] = values.get(key)
@@ -246,14 +367,26 @@ def engine_options(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     if math.isclose(text_encoder_lr, 0):
         options["network_train_unet_only"] = True
     else:
-        options["text_encoder_lr"] = [text_encoder_lr, text_encoder_lr]
+        options["text_encoder_lr"] = [text_encoder_lr, values.get("t5xxl_lr") or text_encoder_lr]
     options["lr_warmup_steps"] = values["lr_warmup_steps"] or values["lr_warmup"] / 100
     network_args = []
     if values["LoRA_type"] == "Kohya LoCon":
         network_args += [f"conv_dim={values['conv_dim']}", f"conv_alpha={values['conv_alpha']}"]
-    for key in ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio"):
+    for key in (
+        "down_lr_weight",
+        "mid_lr_weight",
+        "up_lr_weight",
+        "block_lr_zero_threshold",
+        "loraplus_lr_ratio",
+        "loraplus_unet_lr_ratio",
+        "loraplus_text_encoder_lr_ratio",
+    ):
         if values.get(key):
             network_args.append(f"{key}={values[key]}")
+    if values["LoRA_type"] == "Flux1":
+        # Kohya's page always sends both kinds of block numbers.
+        sent = {"train_double_block_indices": "all", "train_single_block_indices": "all", **values}
+        network_args += [f"{key}={sent[key]}" for key in _FLUX_ARGS if sent.get(key)]
     options["network_args"] = network_args
     options = {key: value for key, value in options.items() if value not in ("", False, None, [])}
     # The one value that is sent although it is 0.

@@ -100,6 +100,8 @@ class ReplayDraws(Draws):
             name = f"multires_noise.{purpose.removeprefix('multires')}"
         elif purpose in ("noise_offset", "ip_noise"):
             name = purpose
+        elif purpose == "sigma":
+            return self._played(self._micro(draw_ids), "sigma", (len(draw_ids),))[:, None]
         else:
             return super().normal(purpose, draw_ids, shape)
         return self._played(self._micro(draw_ids), name, (len(draw_ids), *shape))
@@ -111,6 +113,8 @@ class ReplayDraws(Draws):
             return self.record.drawn(draw_ids[0], name)[None]
         if purpose in ("noise_offset_strength", "ip_noise_strength"):
             return self._played(draw_ids[0], purpose, (1,))
+        if purpose == "sigma":
+            return self._played(self._micro(draw_ids), "sigma", (len(draw_ids),))
         return super().uniform(purpose, draw_ids)
 
     def timesteps(self, draw_ids: Sequence[int], low: int, high: int) -> Tensor:

@@ -47,6 +47,8 @@ class Target:
     """A Linear that Kohya's files hold as a 1x1 convolution (SD 2.x proj_in and proj_out)."""
     optional: bool = False
     """Wrapped only where a network option asks for it (T5, FLUX's input layers)."""
+    parts: tuple[tuple[str, int], ...] = ()
+    """What diffusers has in the layer's place: paths and numbers of output rows (FLUX's q, k and v)."""
 
 
 @dataclass(frozen=True)

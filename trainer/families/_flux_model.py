@@ -28,6 +28,7 @@ __all__ = [
     "bfl_config",
     "bfl_names",
     "build",
+    "diffusers_parts",
     "swap_halves",
     "t5_config",
     "t5_names",
@@ -111,6 +112,23 @@ def target_names(doubles: int, singles: int) -> list[tuple[str, str]]:
         for old, new in table.items()
     ]
     return blocks + list(ENDS.items())
+
+
+def diffusers_parts(old: str, new: str, module: nn.Linear) -> tuple[tuple[str, int], ...]:
+    """Paths and rows of the layers that diffusers has in place of a fused one; empty for others.
+
+    Args:
+        old: Name in the files.
+        new: Name here.
+        module: The layer.
+    """
+    kind, _, rest = old.partition(".")
+    index, _, inner = rest.partition(".")
+    names = PARTS.get(kind, {}).get(inner, ())
+    width = module.in_features
+    rows = [width] * 3 + [module.out_features - 3 * width] * (len(names) - 3)
+    start = f"{new.partition('.')[0]}.{index}"
+    return tuple((f"{start}.{name}", count) for name, count in zip(names, rows, strict=False))
 
 
 # --- the model ------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from trainer import checkpoints, prompts
+from trainer import checkpoints, memory, prompts
 from trainer.checkpoints import MODELS, TensorFile
 from trainer.data import captions
 from trainer.draws import Draws
@@ -42,6 +42,7 @@ from trainer.families._flux_texts import (
     texts_of_run,
     write_file,
 )
+from trainer.memory.quantise import parameter_count
 from trainer.objectives.flow import FlowEuler
 from trainer.tokens import ClipTokens, clip_tokenizer
 
@@ -396,12 +397,14 @@ class Flux(Family):
         for old, new in model_files.target_names(self._transformer.doubles, self._transformer.singles):
             if old.startswith("guidance_in.") and not self._transformer.guided:
                 continue
+            module = self.unet.get_submodule(new)
             found.append(
                 Target(
                     name=f"lora_unet_{old.replace('.', '_')}",
-                    module=self.unet.get_submodule(new),
+                    module=module,
                     part="unet",
                     optional="_blocks." not in old,
+                    parts=model_files.diffusers_parts(old, new, module),
                 )
             )
         return found
@@ -548,14 +551,20 @@ class _Transformer:
         """The transformer on its device, frozen, in eval mode."""
         model = model_files.build(self.config)
         checkpoints.fill(
-            model, self._file, self._names, device=self._device, dtype=self._dtype, what="FLUX.1 transformer"
+            model,
+            self._file,
+            self._names,
+            device=self._device,
+            dtype=self._dtype,
+            what="FLUX.1 transformer",
+            place=memory.placing(self._job, "unet", model, self._device, self._dtype),
         )
         if not self._from_diffusers:
             model_files.swap_halves(model)
         model.eval()
         self._say(
             f"FLUX.1 {'dev' if self.guided else 'schnell'}: {self.doubles} double and {self.singles} single "
-            f"blocks, {sum(p.numel() for p in model.parameters()):,} parameters"
+            f"blocks, {parameter_count(model):,} parameters"
         )
         return model
 
@@ -621,7 +630,7 @@ class _TextEncoders:
         *,
         t5_tokens: int,
     ) -> None:
-        self._device, self._dtype, self._say = device, dtype, say
+        self._job, self._device, self._dtype, self._say = job, device, dtype, say
         clip_l = _given(job, "clip_l", base, "text_encoder", "CLIP-L Path", "clip_l.safetensors")
         t5xxl = _given(job, "t5xxl", base, "text_encoder_2", "T5-XXL Path", "t5xxl_fp16.safetensors")
         self._files: dict[Part, TensorFile] = {"te1": _open(clip_l), "te3": _open(t5xxl)}
@@ -657,7 +666,8 @@ class _TextEncoders:
             )
         # Some files carry CLIP's logit_scale along, a single number.
         names = checkpoints.clip_names(key for key, shape in file.shapes.items() if shape)
-        checkpoints.fill(encoder, file, names, device=device, dtype=self._dtype, what="CLIP-L")
+        place = memory.placing(self._job, "text", encoder, device, self._dtype)
+        checkpoints.fill(encoder, file, names, device=device, dtype=self._dtype, what="CLIP-L", place=place)
         positions = torch.arange(encoder.config.max_position_embeddings, device=device).expand((1, -1))
         encoder.embeddings.position_ids = positions
         encoder.eval()
@@ -678,7 +688,9 @@ class _TextEncoders:
             device=self._device if resident else torch.device("cpu"),
             dtype=self._dtype,
             what="T5-XXL",
-            place=None if resident else lambda _, tensor: tensor,
+            place=memory.placing(self._job, "text", stack, self._device, self._dtype)
+            if resident
+            else lambda _, tensor: tensor,
         )
         encoder.shared = stack.embed_tokens
         encoder.eval()

@@ -70,11 +70,19 @@ def kohya_tensors(file: LoraFile, family: Family) -> dict[str, Tensor]:
     diffusers paths in Kohya's spelling for a family that Kohya names otherwise (SDXL).
     """
     aliases = _aliases(family)
+    parts = _parts(family)
+    split: dict[str, dict[str, Tensor]] = {}
     found: dict[str, Tensor] = {}
     for key, tensor in file.tensors.items():
         for ending, ours in _ENDINGS.items():
             if key.endswith(ending):
                 stem = key.removesuffix(ending)
+                if stem in parts:
+                    split.setdefault(stem, {})[ours] = tensor
+                    alpha = _alpha(stem, file.metadata)
+                    if alpha is not None:
+                        split[stem][".alpha"] = torch.tensor(alpha)
+                    break
                 name = aliases.get(stem, stem)
                 found[name + ours] = tensor
                 alpha = _alpha(stem, file.metadata)
@@ -82,6 +90,52 @@ def kohya_tensors(file: LoraFile, family: Family) -> dict[str, Tensor]:
                     found[name + ".alpha"] = torch.tensor(alpha)
                 break
         else:
-            stem, dot, rest = key.partition(".")
-            found[aliases.get(stem, stem) + dot + rest] = tensor
+            stem, dot, rest = key.rpartition(".") if key.endswith(".alpha") else key.partition(".")
+            if stem in parts:
+                split.setdefault(stem, {})[".alpha"] = tensor
+            else:
+                found[aliases.get(stem, stem) + dot + rest] = tensor
+    return found | _joined(split, family)
+
+
+def _parts(family: Family) -> set[str]:
+    """Paths, with diffusers' prefixes, of layers that are a part of one layer here."""
+    return {
+        f"{prefix}.{path}"
+        for target in family.targets()
+        for path, _ in target.parts
+        for prefix in _PREFIXES["unet"]
+    }
+
+
+def _joined(split: Mapping[str, Mapping[str, Tensor]], family: Family) -> dict[str, Tensor]:
+    """Pairs of parts as one pair: down weights stacked, up weights on the block diagonal.
+
+    Each part's strength goes into its up weight, so that alpha is the joined rank.
+    """
+    found: dict[str, Tensor] = {}
+    if not split:
+        return found
+    for target in family.targets():
+        downs: list[Tensor] = []
+        ups: list[tuple[int, Tensor]] = []  # first row, weight
+        row = 0
+        for path, rows in target.parts:
+            pair = next((split[f"{p}.{path}"] for p in _PREFIXES["unet"] if f"{p}.{path}" in split), {})
+            down, up = pair.get(".lora_down.weight"), pair.get(".lora_up.weight")
+            if down is not None and up is not None:
+                strength = float(pair.get(".alpha", torch.tensor(len(down)))) / len(down)
+                downs.append(down)
+                ups.append((row, up * strength))
+            row += rows
+        if not downs:
+            continue
+        rank, column = sum(map(len, downs)), 0
+        whole = downs[0].new_zeros((row, rank))
+        for first, up in ups:
+            whole[first : first + len(up), column : column + up.shape[1]] = up
+            column += up.shape[1]
+        found[f"{target.name}.lora_down.weight"] = torch.cat(downs)
+        found[f"{target.name}.lora_up.weight"] = whole
+        found[f"{target.name}.alpha"] = torch.tensor(float(rank))
     return found
