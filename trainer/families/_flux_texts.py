@@ -9,7 +9,9 @@ Axes: T text tokens, D width.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +75,7 @@ class TextStore:
         self._folder = folder
         self._kept: dict[str, Encoded] = {}
         self._files: dict[str, Path] = {}
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Path | None = None
 
     def __contains__(self, text: str) -> bool:
         return text in self._kept or text in self._files
@@ -93,8 +95,9 @@ class TextStore:
             return
         if self._scratch is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._scratch = tempfile.TemporaryDirectory(prefix=".texts-", dir=self._folder)
-        path = Path(self._scratch.name) / f"{len(self._files)}.pt"
+            self._scratch = Path(tempfile.mkdtemp(prefix=".texts-", dir=self._folder))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        path = self._scratch / f"{len(self._files)}.pt"
         torch.save(vars(encoded), path)
         self._files[text] = path
 
