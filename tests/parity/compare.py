@@ -32,13 +32,13 @@ from tests.parity.replay import Record, ReplayDraws, trained_tensors
 from trainer import config as configuration
 from trainer.data.types import Batch
 from trainer.events import EventLog, JobStarted, LogLine, StepDone
+from trainer.families.sdxl import time_ids
 from trainer.job import Job
 from trainer.objectives import ddpm
 from trainer.plugins import Folder
 
 LOSS_TOLERANCE = 1e-5
 TENSOR_TOLERANCE = 1e-4
-SD_SCALE = 0.18215
 
 
 @dataclass
@@ -90,6 +90,7 @@ def job_of(record: Record, out: Path, changes: dict[str, Any]) -> Job:
 def compare_objective(record: Record, job: Job, findings: Findings) -> None:
     """Noising and loss from recorded draws, latents and predictions."""
     objective = ddpm.prepare(job, "cpu")
+    scale = Folder("trainer.families").get(job.family).vae_scale
     draws = ReplayDraws(0, record, [])
     worst_noisy = worst_loss = 0.0
     place = 0
@@ -97,7 +98,7 @@ def compare_objective(record: Record, job: Job, findings: Findings) -> None:
         latents = torch.stack([record.tensors[f"latents.{name}"] for name in step["pictures"]])
         draw_ids = tuple(range(place, place + len(latents)))
         place += len(latents)
-        noised = objective.noise_latents(latents * SD_SCALE, draw_ids, micro, draws)
+        noised = objective.noise_latents(latents * scale, draw_ids, micro, draws)
         worst_noisy = max(worst_noisy, tensor_error(noised.noisy_BCHW, record.drawn(micro, "noisy_latents")))
         batch = Batch(
             pictures=(),
@@ -128,12 +129,42 @@ def compare_forward(record: Record, job: Job, findings: Findings) -> None:
     network.train(True)
     with torch.no_grad():
         text = family.encode_prompts(record.micro_steps[0]["captions"])
-        error = tensor_error(text.states_BTD, record.drawn(0, "context"))
+        conditions = [name for name in record.tensors if name.startswith("step000.context")]
+        context = torch.cat([record.tensors[name] for name in sorted(conditions)[:2]], dim=-1)
+        error = tensor_error(text.states_BTD, context)
         findings.add("text states, first step", f"{error:.1e}", error < 1e-5)
+        batch = None
+        if text.pooled_BD is not None:
+            error = tensor_error(text.pooled_BD, record.drawn(0, "context2"))
+            findings.add("pooled text, first step", f"{error:.1e}", error < 1e-5)
+            batch = _first_batch(record, job)
+            same = torch.equal(time_ids(batch), record.drawn(0, "time_ids"))
+            findings.add("sizes and crops, first step", "equal" if same else "differ", same)
         timesteps_B = torch.tensor(record.micro_steps[0]["timesteps"])
-        ours = family.predict(record.drawn(0, "noisy_latents"), timesteps_B, text, None)
+        ours = family.predict(record.drawn(0, "noisy_latents"), timesteps_B, text, batch)
     error = tensor_error(ours, record.drawn(0, "prediction"))
     findings.add("prediction, first step", f"{error:.1e}", error < 1e-5)
+
+
+def _first_batch(record: Record, job: Job) -> Batch:
+    """The first micro-batch with our sizes of its pictures."""
+    from trainer.data import folder
+
+    dataset = folder.scan(job)
+    place = {record.picture(picture.path): index for index, picture in enumerate(dataset.pictures)}
+    indices = [place[name] for name in record.micro_steps[0]["pictures"]]
+    return Batch(
+        pictures=tuple(indices),
+        draw_ids=tuple(range(len(indices))),
+        latents_BCHW=None,
+        pixels_BCHW=None,
+        captions=tuple(record.micro_steps[0]["captions"]),
+        loss_weights_B=torch.ones(len(indices)),
+        masks_B1HW=None,
+        flipped=(False,) * len(indices),
+        sizes=tuple(dataset.pictures[index].size for index in indices),
+        bucket=dataset.fits[indices[0]].bucket,
+    )
 
 
 class KnownLatents:
@@ -144,13 +175,13 @@ class KnownLatents:
     ) -> None:
         self.pixels = {
             name.removeprefix("pixels."): value
-            for other in records
+            for other in (*records, record)  # its own last: others may have other buckets
             for name, value in other.tensors.items()
             if name.startswith("pixels.")
         }
         self.means = {
             name.removeprefix("latent_mean."): value
-            for other in records
+            for other in (*records, record)  # its own last: others may have other buckets
             for name, value in other.tensors.items()
             if name.startswith("latent_mean.")
         }
@@ -175,7 +206,15 @@ class KnownLatents:
         if self.encode is not None:
             for name, ours in zip(names, self.encode(pixels_BCHW, generators), strict=True):
                 self.worst_latent = max(self.worst_latent, tensor_error(ours.cpu(), self.means[name]))
-        return torch.stack([self.record.tensors[f"latents.{name}"] for name in names])
+        # What a short run did not come to is not trained on here either.
+        tensors = self.record.tensors
+        keys = [f"latents.{name}" for name in names]
+        return torch.stack(
+            [
+                tensors[key] if key in tensors else self.means[name]
+                for key, name in zip(keys, names, strict=True)
+            ]
+        )
 
 
 def train(record: Record, others: Sequence[Record], job: Job, encode: bool, findings: Findings) -> None:

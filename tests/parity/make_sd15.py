@@ -23,7 +23,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["FULL", "TINY", "Widths", "clip_to_ldm", "ldm_tensors", "unet_to_ldm", "vae_to_ldm", "write"]
+__all__ = [
+    "FULL",
+    "TINY",
+    "Widths",
+    "calm_vae",
+    "clip_to_ldm",
+    "draw",
+    "ldm_tensors",
+    "unet_to_ldm",
+    "vae_to_ldm",
+    "write",
+]
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,13 @@ def _rename(name: str, rules: list[tuple[str, str]]) -> str:
     raise KeyError(f"{name}: no name in the LDM layout is known for this tensor")
 
 
-def unet_to_ldm(name: str) -> str:
-    """LDM name (without prefix) of a tensor of diffusers' UNet2DConditionModel for SD 1.x."""
+def unet_to_ldm(name: str, blocks: int = 4) -> str:
+    """LDM name (without prefix) of a tensor of diffusers' UNet2DConditionModel; SDXL has three blocks."""
     rules = [
         (r"time_embedding\.linear_1", "time_embed.0"),
         (r"time_embedding\.linear_2", "time_embed.2"),
+        (r"add_embedding\.linear_1", "label_emb.0.0"),
+        (r"add_embedding\.linear_2", "label_emb.0.2"),
         ("conv_in", "input_blocks.0.0"),
         ("conv_norm_out", "out.0"),
         ("conv_out", "out.2"),
@@ -78,10 +91,10 @@ def unet_to_ldm(name: str) -> str:
         (r"mid_block\.attentions\.0", "middle_block.1"),
         (r"mid_block\.resnets\.1", "middle_block.2"),
     ]
-    for i in range(4):
+    for i in range(blocks):
         rules.append((rf"down_blocks\.{i}\.downsamplers\.0\.conv", f"input_blocks.{3 * i + 3}.0.op"))
-        # The first up block has no attention, so its upsampler stands one place earlier.
-        upsampler = f"output_blocks.{3 * i + 2}.{1 if i == 0 else 2}.conv"
+        # The first up block of SD 1.x has no attention, so its upsampler stands one place earlier.
+        upsampler = f"output_blocks.{3 * i + 2}.{1 if i == 0 and blocks == 4 else 2}.conv"
         rules.append((rf"up_blocks\.{i}\.upsamplers\.0\.conv", upsampler))
         for j in range(3):
             for place, kind in enumerate(("resnets", "attentions")):
@@ -160,7 +173,7 @@ def _shapes(widths: Widths) -> Iterator[tuple[Literal["unet", "vae", "text"], st
             yield "text", name, tensor.shape
 
 
-def _draw(name: str, shape: torch.Size, layers: int, generator: torch.Generator) -> Tensor:
+def draw(name: str, shape: torch.Size, layers: int, generator: torch.Generator) -> Tensor:
     """Unit gain for each layer; residual branches of the text encoder shrink with its depth, as in CLIP."""
     values: Tensor = torch.randn(shape, generator=generator)
     if len(shape) == 1:
@@ -177,6 +190,16 @@ def _draw(name: str, shape: torch.Size, layers: int, generator: torch.Generator)
     return values * (gain / math.sqrt(fan_in))
 
 
+def calm_vae(name: str, values: Tensor) -> Tensor:
+    """A VAE tensor as in files, its latents spread near 1/0.18215 with next to no variance of their own."""
+    if name == "quant_conv.weight":
+        values[:4] *= 5 / 0.6
+        values[4:] = 0
+    if name == "quant_conv.bias":
+        values[4:] = -12.0
+    return values[:, :, None, None] if ".attentions." in name and values.ndim == 2 else values
+
+
 def ldm_tensors(
     widths: Widths = FULL, *, dtype: torch.dtype = torch.float16, seed: int = 7
 ) -> dict[str, Tensor]:
@@ -189,15 +212,9 @@ def ldm_tensors(
     }
     tensors: dict[str, Tensor] = {}
     for part, name, shape in _shapes(widths):
-        values = _draw(name, shape, widths.text_layers, generator)
-        if part == "vae" and name == "quant_conv.weight":
-            # Latents of a trained VAE have a spread near 1/0.18215 and next to no variance of their own.
-            values[:4] *= 5 / 0.6
-            values[4:] = 0
-        if part == "vae" and name == "quant_conv.bias":
-            values[4:] = -12.0
-        if part == "vae" and ".attentions." in name and len(shape) == 2:
-            values = values[:, :, None, None]
+        values = draw(name, shape, widths.text_layers, generator)
+        if part == "vae":
+            values = calm_vae(name, values)
         prefix, rename = prefixes[part]
         key = prefix + rename(name)
         if key in tensors:

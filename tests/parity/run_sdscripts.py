@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import random
+import re
 import sys
 import time
 import types
@@ -30,6 +31,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -168,13 +170,38 @@ def seeded_start(network: Any, path: Path, seed: int = 11) -> None:
     save_file(tensors, path)
 
 
-def wrap(recorder: Recorder, train_network: Any, start: Path) -> None:
+def shrink_sdxl(model: Path) -> None:
+    """Let sd-scripts build SDXL with as few layers as the file ``model`` has; it knows one size only."""
+    unets: Any = importlib.import_module("library.sdxl_original_unet")
+    model_util: Any = importlib.import_module("library.sdxl_model_util")
+    with safe_open(model, framework="pt") as file:
+        keys = list(file.keys())
+
+    def count(pattern: str) -> int:
+        return len({match[1] for match in (re.match(pattern, key) for key in keys) if match})
+
+    depth = count(r"model\.diffusion_model\.middle_block\.1\.transformer_blocks\.(\d+)\.")
+    text_layers = count(r"conditioner\.embedders\.1\.model\.transformer\.resblocks\.(\d+)\.")
+    make_transformer, text_config = unets.Transformer2DModel.__init__, model_util.CLIPTextConfig
+
+    def shallow(self: Any, *args: Any, num_transformer_layers: int = 1, **kwargs: Any) -> None:
+        make_transformer(self, *args, num_transformer_layers=min(num_transformer_layers, depth), **kwargs)
+
+    def shallow_text(**kwargs: Any) -> Any:
+        if kwargs["hidden_size"] == 1280:
+            kwargs["num_hidden_layers"] = text_layers
+        return text_config(**kwargs)
+
+    unets.Transformer2DModel.__init__ = shallow
+    model_util.CLIPTextConfig = shallow_text
+
+
+def wrap(recorder: Recorder, trainer_class: Any, start: Path) -> None:
     """Put the notes into sd-scripts' functions."""
     train_util: Any = importlib.import_module("library.train_util")
     lora: Any = importlib.import_module("networks.lora")
     strategy = importlib.import_module("library.strategy_sd").SdSdxlLatentsCachingStrategy
     autoencoder = importlib.import_module("diffusers").AutoencoderKL
-    trainer_class = train_network.NetworkTrainer
 
     process_batch, add_loss = trainer_class.process_batch, train_util.LossRecorder.add
     get_noise = train_util.get_noise_noisy_latents_and_timesteps
@@ -216,7 +243,8 @@ def wrap(recorder: Recorder, train_network: Any, start: Path) -> None:
             "loss_weights": batch["loss_weights"].tolist(),
             "lrs": [float(group["lr"]) for group in recorder.optimizer.param_groups],
         }
-        recorder.keep(f"step{step:03d}.input_ids", batch["input_ids_list"][0])
+        if batch.get("input_ids_list") is not None:
+            recorder.keep(f"step{step:03d}.input_ids", batch["input_ids_list"][0])
         if batch["latents"] is not None:
             for path, latents in zip(entry["pictures"], batch["latents"], strict=True):
                 recorder.keep(f"latents.{path}", latents)
@@ -241,7 +269,10 @@ def wrap(recorder: Recorder, train_network: Any, start: Path) -> None:
         step = len(recorder.micro_steps) - 1
         recorder.keep(f"step{step:03d}.prediction", prediction)
         if step < 2:
-            recorder.keep(f"step{step:03d}.context", rest[2][0])
+            for place, condition in enumerate(rest[2]):
+                recorder.keep(f"step{step:03d}.context{place or ''}", condition)
+            sizes = [rest[3][key] for key in ("original_sizes_hw", "crop_top_lefts", "target_sizes_hw")]
+            recorder.keep(f"step{step:03d}.time_ids", torch.cat(sizes, dim=1))
         return prediction
 
     def noted_add(self: Any, *, epoch: int, step: int, loss: float) -> None:
@@ -361,10 +392,13 @@ def main() -> None:
     values["tokenizer_cache_dir"] = str(tokenizers)
     (out / "sd-scripts.toml").write_text(toml.dumps(values), encoding="utf-8")
 
-    train_network = importlib.import_module("train_network")
+    train_network = importlib.import_module("sdxl_train_network" if config.get("sdxl") else "train_network")
+    trainer_class = train_network.SdxlNetworkTrainer if config.get("sdxl") else train_network.NetworkTrainer
+    if config.get("sdxl"):
+        shrink_sdxl(Path(config["pretrained_model_name_or_path"]))
     train_util = importlib.import_module("library.train_util")
     recorder = Recorder([photos, reg_photos], everything=not options.timing)
-    wrap(recorder, train_network, start)
+    wrap(recorder, trainer_class, start)
     facts = dataset_facts(train_util)
 
     sys.argv = ["train_network.py", "--config_file", str(out / "sd-scripts.toml"), *extra]
@@ -372,7 +406,7 @@ def main() -> None:
     args = arguments.parse_args()
     train_util.verify_command_line_training_args(args)
     args = train_util.read_config_from_file(args, arguments)
-    train_network.NetworkTrainer().train(args)
+    trainer_class().train(args)
 
     steps = recorder.micro_steps
     report = {

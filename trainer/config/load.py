@@ -324,7 +324,8 @@ def _remarks(config: KohyaConfig) -> list[Finding]:
         if ui.trained_choices is not None and value in ui.trained_choices:
             continue
         untrained = ui.trained_choices is not None
-        if ui.effect == "none" or name in FAMILY_SWITCHES or untrained:
+        refused = name in FAMILY_SWITCHES and ui.effect != "honoured"
+        if ui.effect == "none" or refused or untrained:
             state = "has no effect here" if ui.effect == "none" else "is not trained"
             text = f"{name} {shown(value)} {state}. {ui.reason}"
             report.append(Finding("unsupported", name, value, None, text.rstrip(".")))

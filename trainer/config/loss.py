@@ -131,7 +131,7 @@ class LossFields(Section):
             since="2023-02-05",
         ),
     ] = 64
-    """Bucket sides are multiples of this many pixels. SD 1.x and 2.x need a multiple of 64."""
+    """Bucket sides are multiples of this many pixels. SD 1.x, 2.x and FLUX need a multiple of 64, SDXL of 32."""
 
     random_crop: Annotated[
         bool,

@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from trainer import checkpoints
+from trainer import checkpoints, memory
 from trainer.checkpoints import MODELS, TensorFile
 from trainer.data import text_cache
 from trainer.data.buckets import crop_ltrb
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from trainer.events import Event
     from trainer.job import Job
 
-__all__ = ["PLUGIN", "StableDiffusionXL", "kohya_name"]
+__all__ = ["PLUGIN", "StableDiffusionXL", "kohya_name", "time_ids", "waits"]
+
+Movable = Literal["vae", "text_encoders", "unet"]
+"""As `Family.move` names the models."""
 
 CLIP_L = "conditioner.embedders.0.transformer."
 OPEN_CLIP = "conditioner.embedders.1.model."
@@ -75,6 +78,7 @@ class StableDiffusionXL(LatentDiffusion):
         device: torch.device,
         dtype: torch.dtype,
         keep_text: bool,
+        waiting: Sequence[Movable] = (),
     ) -> None:
         super().__init__(
             unet=unet,
@@ -85,6 +89,8 @@ class StableDiffusionXL(LatentDiffusion):
             keep_text=keep_text,
         )
         self.tokens = tokens
+        self.waiting = tuple(waiting)
+        """Models that are on the CPU until the latents are cached."""
         self._cached: text_cache.TextCache | None = None
 
     # --- loading --------------------------------------------------------------------------------
@@ -125,9 +131,13 @@ class StableDiffusionXL(LatentDiffusion):
                 f"clip_skip {config.clip_skip} has no effect: SDXL is always conditioned on the last layer but one"
             )
         full_vae = config.sdxl_no_half_vae or job.engine.no_half_vae
-        unet, _ = _sources.load_unet(source, device, dtype, job)
+        waiting = waits(job, device)
+        host = torch.device("cpu")
+        unet, _ = _sources.load_unet(source, host if "unet" in waiting else device, dtype, job)
         say(f"UNet: {parameter_count(unet):,} parameters")
-        text_encoders = _load_text_encoders(source, device, dtype, job)
+        text_encoders = _load_text_encoders(
+            source, host if "text_encoders" in waiting else device, dtype, job
+        )
         vae = _sources.load_vae(source, job, device, torch.float32 if full_vae else dtype, say)
         tokens: dict[Part, ClipTokens] = {}
         parts: tuple[tuple[Part, str, str], ...] = (
@@ -153,6 +163,7 @@ class StableDiffusionXL(LatentDiffusion):
             device=device,
             dtype=dtype,
             keep_text=not job.trains_text_encoder,
+            waiting=waiting,
         )
 
     # --- text -----------------------------------------------------------------------------------
@@ -186,9 +197,22 @@ class StableDiffusionXL(LatentDiffusion):
     def prepare_text(
         self, job: Job, dataset: Dataset, *, emit: Callable[[Event], None], stop: Callable[[], bool]
     ) -> None:
-        """Cache what the encoders give for each stored caption, and move them to the CPU."""
-        if not _caches_text(job):
-            return
+        """Cache what the encoders give for each stored caption, and move them to the CPU.
+
+        The UNet, if it waits, comes to the device last: the card never holds it beside the VAE at work.
+        """
+        if "text_encoders" in self.waiting:
+            self.move(["text_encoders"], self.device)
+        if _caches_text(job):
+            self._cache_text(job, dataset, emit, stop)
+            self.move(["text_encoders"], torch.device("cpu"))
+        if "unet" in self.waiting:
+            self.move(["unet"], self.device)
+        self.waiting = ()
+
+    def _cache_text(
+        self, job: Job, dataset: Dataset, emit: Callable[[Event], None], stop: Callable[[], bool]
+    ) -> None:
         weighted = job.config.weighted_captions
 
         def encode(captions: Sequence[str]) -> list[dict[str, Tensor]]:
@@ -218,7 +242,6 @@ class StableDiffusionXL(LatentDiffusion):
             emit=emit,
             stop=stop,
         )
-        self.move(["text_encoders"], torch.device("cpu"))
 
     def encode_batch(self, batch: Batch, *, weighted: bool = False) -> Text:
         """Cached conditioning of a micro-batch, or that of its captions."""
@@ -286,6 +309,23 @@ class StableDiffusionXL(LatentDiffusion):
 
 
 PLUGIN = StableDiffusionXL
+
+
+def waits(job: Job, device: torch.device) -> tuple[Movable, ...]:
+    """What is better loaded to the CPU, since the VAE needs the card first to cache latents.
+
+    In 1024 px it takes some 3 GiB, which a card of 8 GiB does not have beside the whole UNet. What is
+    stored small or swapped is put in its place while it is read.
+    """
+    config, wanted = job.config, memory.choices(job)
+    if device.type != "cuda" or not (config.cache_latents or config.cache_latents_to_disk):
+        return ()
+    found: list[Movable] = []
+    if wanted.unet is None and not wanted.blocks_to_swap:
+        found.append("unet")
+    if wanted.text is None:
+        found.append("text_encoders")
+    return tuple(found)
 
 
 def time_ids(batch: Batch) -> Tensor:
