@@ -80,12 +80,10 @@ def checks(config: KohyaConfig, base: Path, paths: Paths, runs: Runs) -> list[Ch
     model = _model(job)
     found = check(config, base=base)
     lines = list(model)
-    said = {line.text for line in model}
-    lines += [
-        _failure(text, config)
-        for text in found["errors"]
-        if not (model and _is_of_model(text)) and text not in said
-    ]
+    mended = any(line.level == "error" for line in model)
+    file = str(job.path(job.config.pretrained_model_name_or_path))
+    # What the trainer says of a model that is named above already is not said twice.
+    lines += [_failure(text, config) for text in found["errors"] if not (mended and file in text)]
     lines += _data(found, job)
     lines += _resolution(job)
     lines += _steps(found, job, runs)
@@ -99,10 +97,6 @@ def checks(config: KohyaConfig, base: Path, paths: Paths, runs: Runs) -> list[Ch
         names = ", ".join(ui_of(text.partition(":")[0]).label for text in idle)
         lines.append(Check("note", f"Changed, but without effect here: {names}"))
     return lines
-
-
-def _is_of_model(text: str) -> bool:
-    return "pretrained_model" in text or "model" in text.split(":")[0].lower()
 
 
 def _failure(text: str, config: KohyaConfig) -> Check:
@@ -187,8 +181,11 @@ def _steps(found: Mapping[str, Any], job: Job, runs: Runs) -> list[Check]:
         text = f"max_train_steps is {job.config.max_train_steps}, so epoch {job.config.epoch} decides nothing"
         lines.append(Check("note", text, "epoch", "Let the epochs decide", {"max_train_steps": 0}))
     step_s = runs.last_step_s(work_of(job))
+    guessed_s = found.get("seconds a step (a rough estimate)")
     if step_s is not None:
         lines.append(Check("good", f"About {duration(step_s * total)}, as fast as the last run like it"))
+    elif guessed_s:
+        lines.append(Check("note", f"Roughly {duration(guessed_s * total)}; the first steps will tell"))
     else:
         lines.append(
             Check("note", "How long it takes is known after its first steps: no run like it was made yet")
@@ -216,11 +213,15 @@ def _output(job: Job, found: Mapping[str, Any]) -> list[Check]:
     except OSError as error:
         return [*lines, Check("error", f"{folder} cannot be used: {error.strerror}", "output_dir")]
     trained = found.get("parameters", {}).get("trained", 0)
+    whole_bytes = float(found.get("disk (estimated, GiB)", {}).get("sum", 0)) * GIB
     one_bytes = trained * {"float": 4}.get(job.config.save_precision, 2)
     text = f"{free_bytes / GIB:.1f} GiB free on the disk"
     if one_bytes:
         text += f"; each LoRA file takes about {one_bytes / 2**20:.0f} MiB"
-    level: Level = "warning" if free_bytes < SPACE_KEPT_BYTES + 10 * one_bytes else "good"
+    if whole_bytes:
+        text += f", the whole run {whole_bytes / GIB:.2f} GiB"
+    needed = max(10 * one_bytes, whole_bytes)
+    level: Level = "warning" if free_bytes < SPACE_KEPT_BYTES + needed else "good"
     return [*lines, Check(level, text, "output_dir")]
 
 
@@ -238,9 +239,12 @@ def _memory(found: Mapping[str, Any]) -> list[Check]:
     need = float(plan["sum"])
     parts = ", ".join(f"{name} {size:.2f}" for name, size in plan.items() if name != "sum")
     where = f"of {total_bytes / GIB:.1f} GiB on {'the card' if has_card else 'this computer (no card)'}"
-    text = f"Memory plan: at least {need:.2f} GiB {where} ({parts})"
+    text = f"Memory plan: {need:.2f} GiB {where} ({parts})"
+    if "will it fit" in found:
+        text += f". {found['will it fit']}"
     if need * GIB < 0.9 * total_bytes:
         return [Check("good", text)]
+    text += "".join(f"; {change}" for change in found.get("what makes it fit", []))
     values = {
         "train_batch_size": 1,
         "gradient_checkpointing": True,

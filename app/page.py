@@ -16,7 +16,7 @@ import gradio as gr
 from gradio.components import Component
 
 from app import browse, looks, presets
-from app.checks import checks, checks_html
+from app.checks import Check, checks, checks_html
 from app.fields import Form, read
 from app.report import report_html, ways_on
 from app.session import Session
@@ -55,7 +55,8 @@ FOLLOW_LOG = """() => setTimeout(() => {
 }, 50)"""
 """Keeps the end of the log in sight, unless a person has scrolled up to read."""
 
-COLLECT = "(...values) => kiln.edited(values)"
+EDITED = "(...values) => kiln.edited(values, false)"
+COLLECT = "(...values) => kiln.edited(values, true)"
 LOADED = "(...values) => kiln.loaded(values, false)"
 OPENED = "(...values) => kiln.loaded(values, true)"
 CONNECT = """kiln.connect(server, trigger);
@@ -298,7 +299,11 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             if "torch" not in sys.modules:
                 _warm_up()  # the first check waits for it; the page does not
             config, where = page_of(sent)
-            return checks_html(checks(config, where, session.paths, session.queue))
+            try:
+                return checks_html(checks(config, where, session.paths, session.queue))
+            except Exception as error:  # noqa: BLE001 - a flaw of ours must not hide behind an old answer
+                traceback.print_exc()
+                return checks_html([Check("warning", f"The checks failed ({type(error).__name__}: {error})")])
 
         def on_look(draw: Callable[..., str]) -> Callable[[Any], str]:
             def look_at(sent: Any) -> str:
@@ -315,7 +320,15 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         page.load(on_open, draft, [*outputs, recent, tabs], js="() => kiln.opening()", **quiet).then(
             None, everything, draft, js=OPENED, **quiet
         )
-        gr.on([item.input for item in fields], None, everything, draft, trigger_mode="multiple", **collect)
+        gr.on(
+            [item.input for item in fields],
+            None,
+            everything,
+            draft,
+            trigger_mode="multiple",
+            js=EDITED,
+            **quiet,
+        )
         switches = [form.widgets[item] for item in form.facts()["switches"]]
         gr.on([item.input for item in switches], None, switches, switches, js="kiln.family", **quiet).then(
             None, everything, draft, **collect

@@ -5,7 +5,7 @@ window.kiln = (() => {
     const facts = JSON.parse(document.getElementById("kiln-facts").textContent);
     const SKIP = {__type__: "update"};
     const store = `kiln-draft-${facts.user || ""}`;
-    const state = {part: "Model", values: {}, rest: {}, base: "", origin: "", baseline: null, server: null, trigger: null,
+    const state = {part: "Model", values: {}, rest: {}, base: "", origin: "", baseline: null, before: [], server: null, trigger: null,
         pending: {}, props: null, all: localStorage.getItem("kiln-all") === "1", drawn: 0, timer: 0};
 
     const text = (value) => document.createTextNode(String(value));
@@ -60,8 +60,11 @@ window.kiln = (() => {
         return found && typeof found.draft === "string" ? found.draft : "";
     }
 
-    function edited(values) {
+    const switches = () => facts.switches.map((name) => state.values[name]);
+
+    function edited(values, isSettled) {
         take(values);
+        if (isSettled) state.before = switches();
         if (state.adopts) state.baseline = {...state.values};
         state.adopts = false;
         refresh();
@@ -72,6 +75,7 @@ window.kiln = (() => {
 
     function loaded(values, isOpening) {
         take(values);
+        state.before = switches();
         const found = isOpening ? stored() : null;
         state.baseline = found && found.baseline ? found.baseline : {...state.values};
         refresh();
@@ -97,8 +101,8 @@ window.kiln = (() => {
 
     // One family at a time, as on Kohya's page.
     function family(...values) {
-        const before = facts.switches.map((name) => state.values[name]);
-        const turned = facts.switches.findIndex((name, index) => values[index] && !before[index]);
+        const turned = facts.switches.findIndex((name, index) => values[index] && !state.before[index]);
+        state.before = values;
         return values.map((value, index) => (turned >= 0 && index !== turned && value ? false : SKIP));
     }
 
