@@ -18,7 +18,7 @@ from trainer.job import Job
 from trainer.loop import Outcome
 from trainer.runner import run
 
-__all__ = ["pictures", "settings", "train", "write_config"]
+__all__ = ["SIZES", "pictures", "settings", "train", "write_config"]
 
 SIZES = ((96, 96), (128, 64), (100, 90), (64, 128))
 

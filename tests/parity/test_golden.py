@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.families import sdxl_full
 from tests.parity.cases import CASES, kohya_json
 from tests.parity.make_golden import VOLATILE, same_value
 from tests.parity.make_photos import PHOTOS, REG_PHOTOS
@@ -20,6 +21,7 @@ from trainer import config as configuration
 from trainer.data import folder
 from trainer.data.types import Dataset
 from trainer.draws import Draws
+from trainer.families._base import Family
 from trainer.families.sd import StableDiffusion
 from trainer.job import Job
 from trainer.metadata import Metadata
@@ -61,14 +63,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if caption is not None:
                     path = (world / data / subset / name).with_suffix(".txt")
                     path.write_text(caption + "\n", encoding="utf-8")
-    (world / "sd15.safetensors").write_bytes(bytes(100))
+    for name in ("sd15", "sdxl"):
+        (world / f"{name}.safetensors").write_bytes(bytes(100))
     return world
 
 
 def job_of(case: str, world: Path, output: Path) -> Job:
     values = kohya_json(
         case,
-        model=world / "sd15.safetensors",
+        model=world / ("sdxl.safetensors" if CASES[case].values.get("sdxl") else "sd15.safetensors"),
         photos=world / "photos",
         reg_photos=world / "reg_photos",
         output=output,
@@ -115,21 +118,31 @@ def family_of(*, v2: bool = False, v_parameterization: bool = False) -> StableDi
     )
 
 
-def network_of(job: Job, family: StableDiffusion) -> LoraNetwork:
+def network_of(job: Job, family: Family) -> LoraNetwork:
     from_nothing = job.with_config(network_weights="")
     return LoraNetwork.create(family, from_nothing, Draws(1), lambda line: None)
 
 
 @pytest.mark.parametrize(
-    ("case", "families"), [("plain", ["sd15"]), ("locon", ["sd15", "sd15_locon"]), ("sd2", ["sd2"])]
+    ("case", "families"),
+    [
+        ("plain", ["sd15"]),
+        ("locon", ["sd15", "sd15_locon"]),
+        ("sd2", ["sd2"]),
+        ("sdxl", ["sdxl"]),
+        ("sdxl_locon", ["sdxl", "sdxl_locon"]),
+    ],
 )
 def test_keys_and_shapes(case: str, families: list[str], world: Path, tmp_path: Path) -> None:
     expected: dict[str, str] = {}
     for name in families:
         for shapes, modules in KEYS[name].items():
             expected |= dict.fromkeys(modules, shapes)
-    job = job_of("plain" if case == "sd2" else case, world, tmp_path)
-    tensors = network_of(job, family_of(v2=case == "sd2")).state_dict()
+    job = job_of(case if case in CASES else "plain", world, tmp_path)
+    if case == "sdxl_locon":
+        job = job_of("locon", world, tmp_path)
+    family = sdxl_full.full_size() if case.startswith("sdxl") else family_of(v2=case == "sd2")
+    tensors = network_of(job, family).state_dict()
     endings = (".lora_down.weight", ".lora_up.weight", ".alpha")
     assert tensors.keys() == {module + ending for module in expected for ending in endings}
     found = {
@@ -166,7 +179,9 @@ def test_metadata(case: str, world: Path, tmp_path: Path) -> None:
     run, job = RUNS[case], job_of(case, world, tmp_path)
     dataset = folder.scan(job)
     plan = Plan.make(job, dataset)
-    family = family_of(v_parameterization=job.config.v_parameterization)
+    family: Family = sdxl_full.full_size()
+    if job.family == "sd":
+        family = family_of(v_parameterization=job.config.v_parameterization)
     metadata = Metadata(
         job,
         dataset,
