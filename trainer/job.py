@@ -149,6 +149,8 @@ class Job:
         values |= _gated(config, notes)
         if _family(config) == "flux":
             overrides = {FLUX_RENAMED.get(name, name): value for name, value in overrides.items()}
+            if engine.cache_text_encoder_outputs_to_disk:  # an option for SDXL, whose page has no field
+                overrides["flux1_cache_text_encoder_outputs_to_disk"] = True
             values |= _flux_values(config, overrides, notes)
         effective = config.model_copy(update=values)
         if overrides:
@@ -305,7 +307,6 @@ FLUX_ENGINE_VALUES: Mapping[str, Any] = {
 
 FLUX_RENAMED: Mapping[str, str] = {
     "sdxl_cache_text_encoder_outputs": "flux1_cache_text_encoder_outputs",
-    "cache_text_encoder_outputs_to_disk": "flux1_cache_text_encoder_outputs_to_disk",
 }
 """Options of sd-scripts whose field is another one for FLUX."""
 
