@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import json
+
 import gradio as gr
 
 from trainer.files import REPOSITORY
 
-__all__ = ["CSS", "ICON", "SCRIPT", "theme"]
+__all__ = ["CSS", "ICON", "LANGUAGES", "SCRIPT", "theme", "words"]
 
 CSS = (REPOSITORY / "assets" / "page.css").read_text(encoding="utf-8")
 SCRIPT = (REPOSITORY / "assets" / "page.js").read_text(encoding="utf-8")
 ICON = REPOSITORY / "assets" / "icon.svg"
+LANGUAGES = {"en": "English", "es": "Español", "vi": "Tiếng Việt"}
+"""Languages of the page by code. English stands in the code; assets/languages has a file for each other."""
+
+
+def words(code: str) -> dict[str, str]:
+    """English texts of the page and what they are in another language; numbers stand as ``{}``."""
+    if code not in LANGUAGES or code == "en":
+        return {}
+    file = REPOSITORY / "assets" / "languages" / f"{code}.json"
+    found: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def theme() -> gr.themes.Base:

@@ -55,6 +55,7 @@ FOLLOW_LOG = """() => setTimeout(() => {
 }, 50)"""
 """Keeps the end of the log in sight, unless a person has scrolled up to read."""
 
+STORED = "() => new Promise((done) => setTimeout(done, 20))"
 EDITED = "(...values) => kiln.edited(values, false)"
 COLLECT = "(...values) => kiln.edited(values, true)"
 LOADED = "(...values) => kiln.loaded(values, false)"
@@ -108,14 +109,18 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         except TrainerError as error:
             return {"error": str(error)}
 
-    browse_files.__name__, act_on_run.__name__ = "browse", "act"  # as the page's script calls them
+    def words_of(data: Any) -> dict[str, str]:
+        return looks.words(str(data.get("code", "")) if isinstance(data, dict) else "")
+
+    # As the page's script calls them.
+    browse_files.__name__, act_on_run.__name__, words_of.__name__ = "browse", "act", "words"
     with gr.Blocks(title="LoRA Kiln", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         with gr.Row(elem_classes="kiln-top"):
             logout = '<a href="/logout" id="logout">Log out</a>' if session.admin else ""
             gr.HTML(
                 '<header class="kiln-head"><h1>LoRA Kiln</h1>'
                 "<p>Train a LoRA from your pictures. Same settings, same files as Kohya's LoRA tab.</p>"
-                f"{logout}</header>",
+                f"{_languages()}{logout}</header>",
                 padding=False,
             )
             demo = gr.Button("Try the demo", variant="primary", size="md", scale=0, elem_id="demo")
@@ -127,7 +132,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         bridge = gr.HTML(
             "",
             js_on_load=CONNECT,
-            server_functions=[browse_files, act_on_run],
+            server_functions=[browse_files, act_on_run, words_of],
             elem_id="bridge",
             padding=False,
         )
@@ -320,15 +325,10 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         page.load(on_open, draft, [*outputs, recent, tabs], js="() => kiln.opening()", **quiet).then(
             None, everything, draft, js=OPENED, **quiet
         )
+        # gradio tells of an input before it has stored it.
         gr.on(
-            [item.input for item in fields],
-            None,
-            everything,
-            draft,
-            trigger_mode="multiple",
-            js=EDITED,
-            **quiet,
-        )
+            [item.input for item in fields], None, None, None, js=STORED, trigger_mode="multiple", **quiet
+        ).then(None, everything, draft, js=EDITED, **quiet)
         switches = [form.widgets[item] for item in form.facts()["switches"]]
         gr.on([item.input for item in switches], None, switches, switches, js="kiln.family", **quiet).then(
             None, everything, draft, **collect
@@ -377,6 +377,14 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **quiet)
         timer.tick(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **quiet)
     return page, form
+
+
+def _languages() -> str:
+    options = "".join(
+        f'<option value="{code}" lang="{code}">{html.escape(name)}</option>'
+        for code, name in looks.LANGUAGES.items()
+    )
+    return f'<select id="kiln-language" aria-label="Language">{options}</select>'
 
 
 def _act(session: Session, form: Form, data: dict[str, Any], user: str) -> dict[str, Any]:

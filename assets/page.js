@@ -83,6 +83,7 @@ window.kiln = (() => {
         check();
         if (isOpening) {
             turn(state.part);
+            firstLanguage();
             document.body.dataset.kiln = "ready";
         }
         return draft();
@@ -220,7 +221,7 @@ window.kiln = (() => {
 
     function tabButton(root, name) {
         return [...document.querySelectorAll(`#${root} button[role=tab]`)]
-            .find((item) => (item.dataset.kilnWords || item.textContent).trim() === name || item.id === `${root}-${name}-button`);
+            .find((item) => [name, say(name)].includes(item.textContent.trim()));
     }
 
     async function openTab(name) {
@@ -388,6 +389,59 @@ window.kiln = (() => {
         box.scrollTop = Math.max(0, line * parseFloat(getComputedStyle(box).lineHeight) - box.clientHeight / 2);
     }
 
+    // ---- languages: the page is written in English; a file holds what each text is in another language -----
+    const words = {code: "en", of: {}, seen: new WeakMap()};
+    const UNTOUCHED = "textarea, input, select, code, pre, script, style, figcaption, .kiln-runs b, .kiln-queue b";
+
+    function say(source) {
+        const numbers = [];
+        const key = source.trim().replace(/\d+(?:[.,:]\d+)*/g, (number) => { numbers.push(number); return "{}"; });
+        const found = words.of[source.trim()] || words.of[key];
+        if (!found) return source;
+        return source.replace(source.trim(), () => found.replace(/\{\}/g, () => numbers.shift() || ""));
+    }
+
+    function translate(node) {
+        const before = words.seen.get(node);
+        const source = before && before.shown === node.data ? before.source : node.data;
+        const shown = say(source);
+        if (shown !== node.data) node.data = shown;
+        if (shown !== source) words.seen.set(node, {source, shown});
+    }
+
+    function translateAll(root) {
+        if (words.code === "en" && !words.used) return;
+        words.used = true;
+        const texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+        for (let node = texts.nextNode(); node; node = texts.nextNode())
+            if (/\p{L}/u.test(node.data) && !node.parentElement.closest(UNTOUCHED)) translate(node);
+        for (const item of root.querySelectorAll("[placeholder], [aria-label]")) {
+            for (const name of ["placeholder", "aria-label"]) {
+                if (!item.hasAttribute(name)) continue;
+                const kept = `data-kiln-${name}`, now = item.getAttribute(name), [source, shown] = JSON.parse(item.getAttribute(kept) || "[]");
+                const original = shown === now && source ? source : now;
+                if (say(original) !== now) item.setAttribute(name, say(original));
+                item.setAttribute(kept, JSON.stringify([original, say(original)]));
+            }
+        }
+    }
+
+    async function language(code) {
+        words.of = code === "en" ? {} : await state.server.words({code});
+        words.code = code;
+        document.documentElement.lang = code;
+        try { localStorage.setItem("kiln-language", code); } catch { /* as above */ }
+        translateAll(document.body);
+        const box = document.getElementById("kiln-language");
+        if (box) box.value = code;
+    }
+
+    function firstLanguage() {
+        const known = [...document.querySelectorAll("#kiln-language option")].map((item) => item.value);
+        const wanted = localStorage.getItem("kiln-language") || (navigator.language || "en").slice(0, 2);
+        if (wanted !== "en" && known.includes(wanted)) language(wanted);
+    }
+
     // ---- listeners -----------------------------------------------------------------------------------
     document.addEventListener("click", (event) => {
         const target = event.target.closest("[data-go],[data-reset],[data-reset-all],[data-browse],[data-set],[data-act],[data-tab],[data-copy],[data-part],#open,#save-as");
@@ -412,7 +466,9 @@ window.kiln = (() => {
         if (event.target.id === "kiln-search") search(event.target.value);
         if (event.target.id === "kiln-log-search") searchLog(event.target.value);
     });
-    document.addEventListener("change", (event) => { if (event.target.id === "kiln-all") all(event.target.checked); });
+    document.addEventListener("change", (event) => { if (event.target.id === "kiln-all") all(event.target.checked);
+        if (event.target.id === "kiln-language") language(event.target.value);
+    });
     document.addEventListener("keydown", (event) => {
         if (event.target.dataset.part && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
             const count = facts.parts.length, by = event.key === "ArrowRight" ? 1 : count - 1;
@@ -431,8 +487,8 @@ window.kiln = (() => {
     new MutationObserver(() => {
         if (scheduled) return;
         scheduled = true;
-        requestAnimationFrame(() => { scheduled = false; decorate(); listIfEmpty(); });
-    }).observe(document.documentElement, {childList: true, subtree: true});
+        requestAnimationFrame(() => { scheduled = false; decorate(); listIfEmpty(); translateAll(document.body); });
+    }).observe(document.documentElement, {childList: true, subtree: true, characterData: true});
     function listIfEmpty() {
         const box = document.getElementById("kiln-changes");
         if (box && state.baseline && !box.children.length) listChanges(changed());
