@@ -231,9 +231,9 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             file = session.paths.resolve(str(typed or ""))
             loaded, where = configuration.load(file), presets.base_of(file)
             for run in session.queue.past():
-                if run.journal and Path(run.journal).parent.name.replace("-", "_") == file.stem.replace(
-                    "-", "_"
-                ):
+                written = Path(run.journal).parent
+                named = f"{run.name}_{written.name.removeprefix(f'{run.name}-')}"
+                if file.stem == named and file.parent == written.parent.parent:
                     where = Path(run.base)  # written by a run: its relative paths start where they did
             session.remember(file)
             more = ways_on(file.parent, loaded.config.output_name)

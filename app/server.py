@@ -109,9 +109,11 @@ def _wait_for_end(session: Session) -> None:
     try:
         if session.runner.running:
             _say("stopping: the run finishes its step and saves (Ctrl-C again: at once, unsaved)")
+            session.held = True  # those that wait do so until the next start
             session.runner.stop()
             while not session.runner.wait(0.2):
                 pass
+            session.settle()
             session.view.update()
             _say(session.view.lines[-1] if session.view.lines else "stopped")
     except KeyboardInterrupt:

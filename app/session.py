@@ -57,6 +57,7 @@ class Session:
     key: str = field(default_factory=lambda: secrets.token_hex(4))
     """Tells this server from the one before it, whose runs an open page may still show."""
     runs: int = 0
+    _follower: threading.Thread | None = None
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -185,7 +186,10 @@ class Session:
         self.view = RunView(self.runner.events, self.thumbnails, run=run, job=job)
         self.runs += 1
         self._serve(job.output_dir / "sample")
-        threading.Thread(target=self._follow, args=(run, self.view), name="follow", daemon=True).start()
+        self._follower = threading.Thread(
+            target=self._follow, args=(run, self.view), name="follow", daemon=True
+        )
+        self._follower.start()
 
     def _follow(self, run: Run, view: RunView) -> None:
         """Wait for the end of a run, note it, and start the next one."""
@@ -205,6 +209,11 @@ class Session:
             step_s=view.mean_step_s,
         )
         self.advance()
+
+    def settle(self, timeout_s: float = 10.0) -> None:
+        """Wait until the end of the last run stands in the list."""
+        if self._follower is not None:
+            self._follower.join(timeout_s)
 
     # ---- what a person asks of a run -----------------------------------------------------------------
 

@@ -444,6 +444,7 @@ window.kiln = (() => {
 
     // ---- listeners -----------------------------------------------------------------------------------
     document.addEventListener("click", (event) => {
+        if (event.target.closest("#logout")) localStorage.removeItem(store);  // the next user sees their own
         const target = event.target.closest("[data-go],[data-reset],[data-reset-all],[data-browse],[data-set],[data-act],[data-tab],[data-copy],[data-part],#open,#save-as");
         if (!target) return;
         const data = target.dataset;
