@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from trainer import devices, memory, optimizers, plugins, schedules
 from trainer.config import Finding, KohyaConfig, ui_of
 from trainer.data import folder
 from trainer.data.dataset_config import apply_dataset_config
-from trainer.data.types import Dataset, Size
+from trainer.data.types import Dataset
 from trainer.errors import TrainerError
 from trainer.job import Job
 from trainer.objectives import objective_for
@@ -19,16 +21,19 @@ from trainer.plan import Plan
 __all__ = ["check", "lines", "without_effect"]
 
 
-def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) -> dict[str, Any]:
+def check(
+    config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path, vram_gb: float | None = None
+) -> dict[str, Any]:
     """Look at everything that can be looked at without training.
 
     Args:
         config: The configuration.
         report: What was found while loading it.
         base: Folder for relative paths.
+        vram_gb: Memory of the card that the run shall fit into, in GiB; the present device's if None.
 
     Returns:
-        Plain data: findings, notes, errors, data set, buckets, steps, parameters, memory.
+        Plain data: findings, notes, errors, data set, buckets, steps, parameters, memory, advice.
     """
     found: dict[str, Any] = {
         "load report": [{"kind": item.kind, "key": item.key, "message": item.message} for item in report],
@@ -88,7 +93,7 @@ def check(config: KohyaConfig, report: Sequence[Finding] = (), *, base: Path) ->
     except TrainerError as error:
         errors.append(str(error))
     try:
-        found |= _model(job, max(dataset.buckets, key=lambda size: size[0] * size[1]) if dataset else None)
+        found |= _model(job, dataset, device, vram_gb)
     except TrainerError as error:
         errors.append(str(error))
     return found
@@ -121,11 +126,16 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _model(job: Job, bucket: Size | None) -> dict[str, Any]:
-    """Parameters and memory, from a model without weights."""
-    from trainer.estimate import estimate
+def _model(job: Job, dataset: Dataset | None, device: torch.device, vram_gb: float | None) -> dict[str, Any]:
+    """Parameters, memory, time and disk, from a model without weights."""
+    from trainer.advice import report
 
-    return estimate(job, bucket)
+    if vram_gb is not None:
+        return report(job, dataset, limit_bytes=int(vram_gb * 2**30), kind="cuda")
+    sampled = devices.memory(device)
+    return report(
+        job, dataset, limit_bytes=sampled.vram_total_bytes or sampled.ram_total_bytes, kind=device.type
+    )
 
 
 def lines(found: dict[str, Any]) -> Iterable[str]:

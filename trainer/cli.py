@@ -98,12 +98,28 @@ def _parser() -> argparse.ArgumentParser:
             help="replace a field of the file; may be given any number of times",
         )
     check.add_argument("--json", action="store_true", help="print JSON")
+    check.add_argument(
+        "--vram",
+        type=_gigabytes,
+        metavar="GB",
+        help="plan for a card with this much memory instead of the present device",
+    )
     train.set_defaults(run=_train)
     check.set_defaults(run=_check)
     convert.add_argument("config", type=Path, help="a Kohya JSON")
     convert.add_argument("output", type=Path, help="where to save it")
     convert.set_defaults(run=_convert)
     return parser
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        size = float(text.lower().removesuffix("gb").removesuffix("g").strip())
+    except ValueError:
+        size = 0.0
+    if not 0.1 <= size <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size of a card's memory in GB, e.g. 12")
+    return size
 
 
 def base_folder(path: Path) -> Path:
@@ -246,7 +262,7 @@ def _check(options: argparse.Namespace) -> int:
     from trainer.check import check, lines
 
     config, report = _load(options)
-    found = check(config, report, base=base_folder(options.config))
+    found = check(config, report, base=base_folder(options.config), vram_gb=options.vram)
     if options.json:
         sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n")
     else:

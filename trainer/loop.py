@@ -401,6 +401,15 @@ class Run:
         self.events.emit(CheckpointSaved(step=step, epoch=0, path=path, kind="lora", size_bytes=size_bytes))
         return path
 
+    def save_after_failure(self) -> Path | None:
+        """After running out of memory: write the weights of the last whole step, if there are any."""
+        if self.step == 0:
+            return None
+        try:
+            return self.save(outputs.step_name(self.job, self.step), epoch=0)
+        except (TrainerError, RuntimeError, MemoryError):
+            return None  # no room even for that: the failure itself is what is told
+
     def _check_finite(self, tensors: dict[str, Tensor]) -> None:
         bad = [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]
         if bad:

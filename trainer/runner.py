@@ -44,6 +44,7 @@ from trainer.events import (
     JobStarted,
     JobStopped,
     LogLine,
+    MemorySampled,
     PhaseStarted,
     Progress,
 )
@@ -93,35 +94,71 @@ def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Dra
         events.emit(JobStopped(step=0, path=None, state=None, elapsed_s=time.time() - started))
         return Outcome(step=0, path=None, state=None, stopped=True)
     except BaseException as error:
-        known = _translated(error, 0 if current is None else current.step)
+        known, step = error, 0 if current is None else current.step
+        if _is_out_of_memory(error):
+            used = devices.memory(devices.choose())
+            # The tensors of the step that failed hang on the frames that it went through.
+            traceback.clear_frames(error.__traceback__)
+            devices.free()
+            kept = None if current is None else current.save_after_failure()
+            _let_go(current)
+            current = None
+            devices.free()
+            known = _out_of_memory(job, error, step, used, kept)
         detail = "" if isinstance(known, TrainerError) else traceback.format_exc()
-        events.emit(
-            JobFailed(message=_sentence(known), step=0 if current is None else current.step, detail=detail)
-        )
+        events.emit(JobFailed(message=_sentence(known), step=step, detail=detail))
         if known is error:
             raise
         raise known from error
     finally:
-        if current is not None:
-            current.scalars.close()
-            current.network.detach()
-            if current.swap is not None:
-                current.swap.close()
+        _let_go(current)
         current = None
         devices.free()
         events.close()
 
 
-def _translated(error: BaseException, step: int) -> BaseException:
-    """Out of memory, however it was raised, as our own error; anything else as it is."""
-    host = isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-    if not host and not isinstance(error, torch.OutOfMemoryError):
-        return error
-    where = "before the first step" if step == 0 else f"at step {step}"
-    return OutOfMemoryError(
-        f"{'the computer' if host else 'the card'} ran out of memory {where}: lower train_batch_size or "
-        "max_resolution, switch gradient_checkpointing on, or cache latents to disk"
+def _let_go(current: Run | None) -> None:
+    """Take a run apart, so that nothing holds its models."""
+    if current is None:
+        return
+    current.scalars.close()
+    current.network.detach()
+    if current.swap is not None:
+        current.swap.close()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _out_of_memory(
+    job: Job, error: BaseException, step: int, used: MemorySampled, kept: Path | None
+) -> OutOfMemoryError:
+    """What happened, by the figures measured at that moment, and what makes the run fit."""
+    from trainer.advice import advice
+
+    card = isinstance(error, torch.OutOfMemoryError)
+    in_use, total = used.ram_bytes, used.ram_total_bytes
+    if card and used.vram_bytes is not None and used.vram_total_bytes is not None:
+        in_use, total = used.vram_bytes, used.vram_total_bytes
+    where = "before the first step" if step == 0 else f"after step {step}"
+    said = (
+        f"{'the card' if card else 'the computer'} ran out of memory {where} "
+        f"({in_use / 2**30:.1f} of {total / 2**30:.1f} GiB were in use): "
     )
+    changes: list[str] = []
+    try:
+        job = apply_dataset_config(job)
+        _, found = advice(job, total, folder.scan(job), failed=True)
+        changes = [f"{change.text} (saves {change.saved_bytes / 2**30:.2f} GiB)" for change in found]
+    except (TrainerError, RuntimeError, MemoryError, OSError):
+        pass  # the advice that needs no sums is given instead
+    said += (
+        "change, in this order, " + ", ".join(changes)
+        if changes
+        else "lower train_batch_size or max_resolution, switch gradient_checkpointing on, or cache latents to disk"
+    )
+    return OutOfMemoryError(said + (f"; what was trained so far is in {kept.name}" if kept else ""))
 
 
 def _sentence(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from trainer.memory import quantise
 from trainer.memory.blocks import blocks_of, swapped_of
 from trainer.memory.checkpointing import Offload
 from trainer.memory.quantise import Format
-from trainer.memory.swap import BlockSwap
+from trainer.memory.swap import SLOTS, BlockSwap, piece_bytes
 
 if TYPE_CHECKING:
     from trainer.families._base import Family, Say
@@ -39,6 +39,8 @@ __all__ = [
     "place_with",
     "placing",
     "prepare",
+    "store",
+    "swapped_bytes",
     "swapped_of",
 ]
 
@@ -196,6 +198,16 @@ def place_with(
     return place
 
 
+def store(family: Family, job: Job) -> None:
+    """Store small what the configuration wants small and is not yet."""
+    wanted = choices(job)
+    if wanted.unet is not None:
+        quantise.quantise(family.unet, wanted.unet)
+    if wanted.text is not None:
+        for encoder in family.text_encoders.values():
+            quantise.quantise(encoder, wanted.text)
+
+
 def prepare(family: Family, job: Job, device: torch.device, say: Say) -> BlockSwap | None:
     """Store small what is not yet, and begin to swap.
 
@@ -203,11 +215,7 @@ def prepare(family: Family, job: Job, device: torch.device, say: Say) -> BlockSw
         The swap, to be closed when the run ends; None without one.
     """
     wanted = choices(job)
-    if wanted.unet is not None:
-        quantise.quantise(family.unet, wanted.unet)
-    if wanted.text is not None:
-        for encoder in family.text_encoders.values():
-            quantise.quantise(encoder, wanted.text)
+    store(family, job)
     if wanted.unet is not None:
         size = sum(tensor.nbytes for tensor in (*family.unet.parameters(), *family.unet.buffers()))
         say(f"the frozen model is kept in {wanted.unet}: {size / 2**30:.2f} GiB")
@@ -225,8 +233,18 @@ def prepare(family: Family, job: Job, device: torch.device, say: Say) -> BlockSw
     return swap
 
 
-def offload(family: Family, job: Job, device: torch.device) -> None:
+def offload(family: Family, job: Job, device: torch.device) -> Offload | None:
     """Keep the inputs of checkpointed blocks in host memory, where the job says so."""
-    if choices(job).offload:
-        denoiser: Any = family.unet
-        denoiser.enable_gradient_checkpointing(Offload(device))
+    if not choices(job).offload:
+        return None
+    moved = Offload(device)
+    denoiser: Any = family.unet
+    denoiser.enable_gradient_checkpointing(moved)
+    return moved
+
+
+def swapped_bytes(denoiser: nn.Module, count: int) -> tuple[int, int]:
+    """What ``blocks_to_swap`` = ``count`` keeps in host memory, and the slots on the device for it."""
+    blocks = blocks_of(denoiser) if count else []
+    sizes = [piece_bytes(blocks[place]) for place in swapped_of(denoiser, count)] if count else []
+    return sum(sizes), max(sizes, default=0) * min(SLOTS, len(sizes))

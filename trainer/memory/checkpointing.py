@@ -79,6 +79,9 @@ class _Kept:
         self.device = tensor.device
         self.stream = stream
         self.fetched: Tensor | None = None
+        self.like = (tensor.shape, tensor.dtype)
+        if tensor.is_meta:
+            return  # a traced step: the host gets nothing
         self.host = torch.empty_like(tensor, device="cpu", pin_memory=stream is not None)
         if stream is None:
             self.host.copy_(tensor)
@@ -91,6 +94,10 @@ class _Kept:
 
     def fetch(self) -> None:
         if self.fetched is not None:
+            return
+        if self.device.type == "meta":
+            shape, dtype = self.like
+            self.fetched = torch.empty(shape, dtype=dtype, device=self.device)
             return
         if self.stream is None:
             self.fetched = self.host.to(self.device, copy=True)

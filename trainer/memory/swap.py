@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BlockSwap"]
+__all__ = ["SLOTS", "BlockSwap", "piece_bytes"]
 
 ALIGNMENT = 64
 """Bytes at which each tensor starts in its block's piece of memory."""
@@ -104,6 +104,13 @@ class _Master:
             del block.forward
         if self.unlock is not None:
             self.unlock()
+
+
+def piece_bytes(block: nn.Module) -> int:
+    """Memory of a block's tensors in one piece."""
+    return sum(
+        -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT for tensor in (*block.parameters(), *block.buffers())
+    )
 
 
 def _lock(piece: Tensor) -> bool:
