@@ -61,7 +61,7 @@ COLLECT = "(...values) => kiln.edited(values, true)"
 LOADED = "(...values) => kiln.loaded(values, false)"
 OPENED = "(...values) => kiln.loaded(values, true)"
 CONNECT = """kiln.connect(server, trigger);
-for (const name of ['apply', 'check', 'now', 'parts']) void name;"""
+for (const name of ['apply', 'check', 'now', 'parts', 'collect']) void name;"""
 """gradio finds the names of a component's own events in its script."""
 
 
@@ -339,6 +339,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         bridge.check(
             _guarded(on_check), draft, panel.checks, trigger_mode="always_last", concurrency_limit=2, **quiet
         ).then(None, None, None, js="() => kiln.checked()", **quiet)
+        bridge.collect(None, everything, draft, js=EDITED, **quiet)
         bridge.parts(None, None, parts, js="() => kiln.parts()", **quiet)
         bridge.now(on_tick, cursor, [cursor, *panel.outputs, past], **quiet)
         preset.input(None, everything, draft, **collect).then(

@@ -463,7 +463,13 @@ window.kiln = (() => {
             navigator.clipboard && navigator.clipboard.writeText(words.textContent);
         }
     });
+    // gradio speaks of what is typed, and not of what is pasted or filled in.
+    let collecting = 0;
     document.addEventListener("input", (event) => {
+        if (event.target.closest("[id^=field-]")) {
+            clearTimeout(collecting);
+            collecting = setTimeout(() => state.trigger && state.trigger("collect"), 40);
+        }
         if (event.target.id === "kiln-search") search(event.target.value);
         if (event.target.id === "kiln-log-search") searchLog(event.target.value);
     });

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -18,10 +19,9 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests import tiny
 from trainer.files import REPOSITORY
 
-PATIENCE_MS = 240_000  # on a machine that has much else to do
+PATIENCE_MS = 150_000  # on a machine that has much else to do
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Tab:
         self.page.set_default_timeout(PATIENCE_MS)
         self.page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.errors.append(f"dialog: {dialog.message}"))
+        self.page.on("dialog", lambda dialog: dialog.accept())
         self.page.on("request", self._asked)
 
     def _asked(self, request: Any) -> None:
@@ -64,14 +64,30 @@ class Tab:
     def fill(self, name: str, text: str) -> None:
         self.page.locator(f"#field-{name} input, #field-{name} textarea").first.fill(text)
 
+    def all_settings(self) -> None:
+        """Leave the beginner's view."""
+        self.page.locator("#kiln-all").check()
+
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name, exact=True).click()
 
     def load(self, file: Path) -> None:
         """Load a configuration by its path."""
-        self.page.locator("#config-path input, #config-path textarea").fill(str(file))
+        self.name(file)
         self.page.locator("#load").click()
         self.page.locator("#report", has_text=f"loaded {file}").wait_for()
+
+    def name(self, file: Path | str) -> None:
+        """Type the path of a configuration."""
+        self.page.locator("#config-path input, #config-path textarea").fill(str(file))
+
+    def save(self, file: Path) -> dict[str, Any]:
+        """Save under a path, and read what was written."""
+        self.name(file)
+        self.page.locator("#save").click()
+        self.page.locator("#report", has_text=f"saved {file}").wait_for()
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
 
     def is_wider_than_the_screen(self) -> bool:
         return bool(self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth"))
@@ -80,6 +96,8 @@ class Tab:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model, pictures, and configurations: tiny.json and odd.json."""
+    from tests import tiny  # imports the engine
+
     folder = tmp_path_factory.mktemp("world")
     model = tiny.sd15_file(folder / "model.safetensors")
     pictures = folder / "img" / "5_cat"
@@ -123,6 +141,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(world: Path) -> Iterator[Served]:
+    with serving(world) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def serving(world: Path) -> Iterator[Served]:
+    """A server on the world's state folder: the next one goes on where the one before ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -153,7 +178,7 @@ def served(world: Path) -> Iterator[Served]:
             process.kill()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser(chromium: Path) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # Chromium's sandbox does not start for root, as whom containers run.
@@ -173,5 +198,5 @@ def open_page(context: BrowserContext, served: Served) -> Tab:
     """The page in a new tab, usable."""
     tab = Tab(context.new_page())
     tab.page.goto(served.url)
-    tab.page.locator("#field-pretrained_model_name_or_path input").wait_for(state="attached")
+    tab.page.wait_for_function("document.body.dataset.kiln === 'ready'")
     return tab

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import BrowserContext, expect
+from playwright.sync_api import Browser, BrowserContext, expect
 
-from tests.browser.conftest import PATIENCE_MS, Served, Tab, open_page
+from tests.browser.conftest import PATIENCE_MS, Served, Tab, open_page, serving
 from trainer.files import REPOSITORY
 
 pytestmark = pytest.mark.browser
@@ -28,26 +28,78 @@ def steps_done(tab: Tab) -> int:
 
 def test_settings_are_loaded_changed_saved_and_downloaded(served: Served, context: BrowserContext) -> None:
     tab = open_page(context, served)
+    page = tab.page
     tab.load(served.folder / "tiny.json")
     assert tab.value("output_name") == "tiny"
     assert tab.value("train_data_dir") == str(served.folder / "img")
+    # The beginner's view has the few fields that one must look at, from all parts.
+    expect(page.locator("#field-sample_prompts textarea")).to_be_visible()
+    expect(page.locator("#field-network_dim")).to_be_hidden()
+    tab.all_settings()
     tab.tab("Basic")
     assert tab.value("network_dim") == "2"
     tab.fill("network_dim", "3")
-    saved = served.folder / "saved.json"
-    tab.page.locator("#config-path input, #config-path textarea").fill(str(saved))
-    tab.page.locator("#save").click()
-    tab.page.locator("#report", has_text=f"saved {saved}").wait_for()
-    config = json.loads(saved.read_text())
+    config = tab.save(served.folder / "saved.json")
     assert config["network_dim"] == 3
     assert config["output_name"] == "tiny"
-    with tab.page.expect_download() as download:
-        tab.page.locator("#download").click()
+    with page.expect_download() as download:
+        page.locator("#download").click()
     assert download.value.suggested_filename == "tiny.json"
     assert json.loads(download.value.path().read_text()) == config
-    tab.page.locator("#upload input[type=file], input[type=file]").first.set_input_files(saved)
-    tab.page.locator("#report", has_text="loaded saved.json").wait_for()
+    page.locator("#upload input[type=file], input[type=file]").first.set_input_files(
+        served.folder / "saved.json"
+    )
+    page.locator("#report", has_text="loaded saved.json").wait_for()
+    page.locator("#new").click()
+    page.locator("#report", has_text="new: every setting").wait_for()
+    assert tab.value("network_dim") == "8"
+    # Opened by choosing on the server.
+    tab.name(served.folder)
+    page.locator("#open").click()
+    page.locator("#kiln-dialog").get_by_role("button", name="saved.json").click()
+    page.locator("#report", has_text="loaded").wait_for()
+    expect(page.locator("#field-network_dim input").first).to_have_value("3")
     assert tab.errors == []
+
+
+def test_changes_are_marked_reset_and_survive_a_reload(served: Served, context: BrowserContext) -> None:
+    tab = open_page(context, served)
+    page = tab.page
+    tab.load(served.folder / "tiny.json")
+    page.locator("#kiln-search").fill("min snr")
+    page.locator("#kiln-found button").first.click()
+    gamma = page.locator("#field-min_snr_gamma input")
+    expect(gamma).to_be_focused()
+    gamma.fill("5")
+    expect(page.locator("#kiln-changes")).to_contain_text("1 change since tiny.json")
+    tab.tab("Basic")
+    tab.fill("epoch", "7")
+    tab.fill("epoch", "8")
+    expect(page.locator("#kiln-changes")).to_contain_text("2 changes")
+    page.reload()
+    page.wait_for_function("document.body.dataset.kiln === 'ready'")
+    expect(page.locator("#kiln-changes")).to_contain_text("2 changes since tiny.json")
+    tab.tab("Basic")
+    assert tab.value("epoch") == "8"
+    page.locator("#field-epoch .kiln-reset").click()
+    expect(page.locator("#field-epoch input").first).to_have_value("1")
+    page.locator("#kiln-changes summary").click()
+    page.locator("#kiln-changes [data-reset=min_snr_gamma]").click()
+    expect(page.locator("#kiln-changes")).to_be_hidden()
+    # Fields come and go with family and LoRA type.
+    expect(page.locator("#field-conv_dim")).to_be_hidden()
+    kind = page.locator("#field-LoRA_type input").first
+    kind.fill("Kohya LoCon")
+    kind.press("Enter")
+    expect(page.locator("#field-conv_dim")).to_be_visible()
+    expect(page.locator("#section-basic-flux-1")).to_be_hidden()
+    tab.tab("Model")
+    page.locator("#field-v2 input").check()
+    page.locator("#field-flux1_checkbox input").check()
+    expect(page.locator("#field-v2 input")).not_to_be_checked()
+    tab.tab("Basic")
+    expect(page.locator("#section-basic-flux-1")).to_be_visible()
+    tab.errors.clear()  # of the connection that the reload cut
 
 
 def test_values_outside_the_lists_do_not_kill_the_page(served: Served, context: BrowserContext) -> None:
@@ -55,20 +107,21 @@ def test_values_outside_the_lists_do_not_kill_the_page(served: Served, context: 
     tab.load(served.folder / "odd.json")
     tab.page.locator("#report summary", has_text="unknown").click()
     assert "<img src=x" not in tab.page.locator("#report").inner_html()
+    tab.all_settings()
     tab.tab("Basic")
     for name, value in (("caption_extension", ".txt2"), ("lr_scheduler", "wobbly"), ("network_dim", "1024")):
         assert tab.value(name) == value
-    saved = served.folder / "odd-saved.json"
-    tab.page.locator("#config-path input, #config-path textarea").fill(str(saved))
-    tab.page.locator("#save").click()
-    tab.page.locator("#report", has_text=f"saved {saved}").wait_for()
-    written, given = json.loads(saved.read_text()), json.loads((served.folder / "odd.json").read_text())
+    expect(tab.page.locator("#field-network_dim .kiln-outside")).to_be_visible()
+    written = tab.save(served.folder / "odd-saved.json")
+    given = json.loads((served.folder / "odd.json").read_text())
     assert {name: written[name] for name in given} == given
+    # The checks say so before Start does.
     tab.tab("Train")
+    expect(tab.page.locator("#checks .error")).to_contain_text(["wobbly"])
     tab.page.locator("#start").click()
-    expect(tab.page.locator(".kiln-alert.failed")).to_contain_text("wobbly")
+    expect(tab.page.locator("#notices .kiln-alert.failed")).to_contain_text("wobbly")
     none = str(served.folder / "<b>none</b> & 'x'.json")
-    tab.page.locator("#config-path input, #config-path textarea").fill(none)
+    tab.name(none)
     tab.page.locator("#load").click()
     expect(tab.page.get_by_text(f"there is no file {none}")).to_be_visible()
     assert tab.errors == []
@@ -83,10 +136,43 @@ def test_a_preset_keeps_what_was_typed(served: Served, context: BrowserContext) 
     assert tab.value("output_name") == "tiny"
     assert tab.value("train_data_dir") == str(served.folder / "img")
     assert tab.value("pretrained_model_name_or_path") == str(served.folder / "model.safetensors")
-    tab.tab("Basic")
     photo = json.loads((REPOSITORY / "presets" / "sd15_photo.json").read_text())
-    assert tab.value("network_dim") == str(photo["network_dim"]) != "2"
-    assert tab.value("optimizer") == photo["optimizer"]
+    saved = tab.save(served.folder / "laid.json")
+    mine = json.loads((served.folder / "tiny.json").read_text())
+    kept = {name for name in photo if saved[name] != photo[name]}
+    assert kept == {"output_name", "output_dir", "train_data_dir", "pretrained_model_name_or_path"}
+    assert {name: saved[name] for name in kept} == {name: mine[name] for name in kept}
+    assert tab.errors == []
+
+
+def test_checks_lead_to_the_field_and_repair_it(served: Served, context: BrowserContext) -> None:
+    tab = open_page(context, served)
+    page = tab.page
+    tab.load(served.folder / "tiny.json")
+    tab.all_settings()
+    page.locator("#field-sdxl input").check()
+    tab.fill("train_data_dir", str(served.folder / "nowhere"))
+    tab.tab("Train")
+    expect(page.locator("#checks .error")).to_contain_text(["SD 1.x, but another", "nowhere"])
+    page.locator("#checks").get_by_role("button", name="Set to SD 1.x").click()
+    expect(page.locator("#field-sdxl input")).not_to_be_checked()
+    tab.tab("Train")
+    expect(page.locator("#checks .error")).to_have_count(1)
+    page.locator("#checks .error [data-go]").click()
+    expect(page.locator("#field-train_data_dir textarea, #field-train_data_dir input").first).to_be_focused()
+    tab.fill("train_data_dir", str(served.folder / "img"))
+    tab.tab("Train")
+    expect(page.locator("#checks .kiln-ready")).to_contain_text("Ready")
+    page.locator("#checks summary").click()
+    expect(page.locator("#checks")).to_contain_text("3 pictures found, 15 with repeats; buckets 64x64: 15")
+    expect(page.locator("#checks")).to_contain_text("max_train_steps = 5000")
+    expect(page.locator("#checks")).to_contain_text("Memory plan")
+    tab.tab("Captioning")
+    page.locator("#look-captions").click()
+    expect(page.locator("#found-captions")).to_contain_text("3 pictures, 0 without a caption file")
+    tab.tab("Dataset")
+    page.locator("#look-pictures").click()
+    expect(page.locator("#found-pictures")).to_contain_text("64 x 64")
     assert tab.errors == []
 
 
@@ -107,7 +193,7 @@ def test_a_run_from_start_to_stop(served: Served, context: BrowserContext) -> No
     tab.tab("Train")
     expect(page.locator("#stop")).to_be_disabled()
     page.locator("#start").click()
-    expect(page.locator("#start")).to_be_disabled()
+    expect(page.locator("#start")).to_have_text("Add to the queue")
     expect(page.locator(".kiln-progress")).to_be_visible()
     # Progress, log, chart, memory and a sample come by themselves.
     expect(page.locator("#progress")).to_contain_text("s a step")
@@ -136,15 +222,26 @@ def test_a_run_from_start_to_stop(served: Served, context: BrowserContext) -> No
         expect(shown.page.locator("#stop")).to_be_enabled()
     tab.errors.clear()  # of the connection that the reload cut
 
+    # Save and Sample at once; the log can be searched; the command is shown.
+    page.locator("#save-now").click()
+    expect(page.locator("#log textarea")).to_have_value(re.compile(r"saved tiny-step\d+\.safetensors"))
+    shown_before = page.locator(".kiln-samples img").count()
+    page.locator("#sample-now").click()
+    page.wait_for_function(f"document.querySelectorAll('.kiln-samples img').length > {shown_before}")
+    page.locator("#kiln-log-search").fill("bucket")
+    expect(page.locator("#kiln-log-count")).to_contain_text("hit")
+    page.get_by_role("button", name="The same from the command line").click()
+    expect(page.locator("#command-line")).to_contain_text("python -m trainer")
+
     page.locator("#stop").click()
     expect(page.locator("#stop")).to_have_text("Stopping …", timeout=10_000)
     for shown in (tab, second):
         expect(shown.page.locator(".kiln-alert.stopped")).to_contain_text("-state")
         expect(shown.page.locator("#progress")).to_contain_text("Stopped at step")
-        expect(shown.page.locator("#start")).to_be_enabled()
+        expect(shown.page.locator("#start")).to_have_text("Start training")
         assert shown.errors == []
     out = served.folder / "out"
-    assert len(list(out.glob("tiny-step*.safetensors"))) == 1
+    assert len(list(out.glob("tiny-step*.safetensors"))) >= 1
     assert len(list(out.glob("tiny-step*-state"))) == 1
 
     # Opened after the end, a page shows the end.
@@ -152,6 +249,8 @@ def test_a_run_from_start_to_stop(served: Served, context: BrowserContext) -> No
     late.tab("Train")
     expect(late.page.locator("#progress")).to_contain_text("Stopped at step")
     expect(late.page.locator(".kiln-samples img").first).to_be_visible()
+    late.tab("Review")
+    expect(late.page.locator(".kiln-runs .stopped")).to_contain_text("tiny")
     assert late.errors == []
 
 
@@ -163,7 +262,7 @@ def test_a_run_that_fails_says_why(served: Served, context: BrowserContext) -> N
     tab.page.keyboard.press("Enter")
     tab.tab("Train")
     tab.page.locator("#start").click()
-    alert = tab.page.locator(".kiln-alert.failed")
+    alert = tab.page.locator("#notices .kiln-alert.failed")
     expect(alert).to_contain_text(f"{missing} does not exist")
     expect(tab.page.locator("#progress")).to_contain_text("Did not start")
     expect(tab.page.locator("#start")).to_be_enabled()
@@ -182,17 +281,41 @@ def test_a_phone_needs_no_scrolling_sideways(served: Served, context: BrowserCon
     assert tab.errors == []
 
 
-@pytest.mark.skipif(os.name == "nt", reason="another process cannot be sent Ctrl-C there")
-def test_an_interrupted_server_saves_the_run_first(served: Served, context: BrowserContext) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="another process cannot be killed like that there")
+def test_a_killed_server_comes_back_with_its_runs(
+    served: Served, context: BrowserContext, browser: Browser
+) -> None:
+    """The next server names the run interrupted, resumes it from its state, and keeps what waited."""
+    config = json.loads((served.folder / "tiny.json").read_text())
+    often = {"save_every_n_steps": 3, "save_state": True, "output_name": "cut", "sample_every_n_steps": 0}
+    (served.folder / "cut.json").write_text(json.dumps(config | often))
     tab = open_page(context, served)
-    tab.load(served.folder / "tiny.json")
-    tab.tab("Basic")
+    tab.load(served.folder / "cut.json")
     tab.tab("Train")
     tab.page.locator("#start").click()
-    expect(tab.page.locator("#progress")).to_contain_text("/ 5000")
-    tab.page.goto("about:blank")
-    assert served.interrupt() == 0
-    output = served.output.read_text().splitlines()
+    expect(tab.page.locator("#log textarea")).to_have_value(re.compile(r"saved cut-step\d+-state"))
+    tab.load(served.folder / "tiny.json")
+    tab.page.locator("#start").click()
+    expect(tab.page.locator("#queue")).to_contain_text("1 run waits")
+    served.process.kill()
+    served.process.wait()
+    with serving(served.folder) as again:
+        later = browser.new_context(viewport={"width": 1280, "height": 900})
+        tab = open_page(later, again)
+        page = tab.page
+        tab.tab("Train")
+        expect(page.locator("#notices")).to_contain_text("the program ended before this run did")
+        expect(page.locator("#queue")).to_contain_text("1 run waits since the program was started again")
+        page.locator("#notices [data-act]").click()
+        expect(page.locator("#log textarea")).to_have_value(re.compile(r"resumed at step \d+ of 5000"))
+        expect(page.locator("#progress")).to_contain_text("/ 5000")
+        page.locator("#queue").get_by_role("button", name="Remove").click()
+        expect(page.locator("#queue li")).to_have_count(0)
+        assert tab.errors == []
+        later.close()
+        # Ctrl-C saves the run first.
+        assert again.interrupt() == 0
+        output = again.output.read_text().splitlines()
     assert "(Ctrl-C ends it)" in output[0]
     assert output[1].startswith("stopping: the run finishes its step and saves")
     assert "stopped at step" in output[2]
