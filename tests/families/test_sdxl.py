@@ -490,8 +490,8 @@ def test_a_run_through_the_shell_and_diffusers_reads_the_result(
         unet_lr=0.02,
         text_encoder_lr=0.02,
         flip_aug=True,
-        max_train_steps=6,
-        sample_every_n_steps=6,
+        max_train_steps=4,
+        sample_every_n_steps=4,
         sample_prompts="tok cat --w 64 --h 72 --s 4 --l 3 --d 5 --n blurry",
         sample_sampler="euler",
         bucket_reso_steps=32,
@@ -541,8 +541,8 @@ def test_file_and_folder_train_the_same_and_a_run_resumes(file: Path, folder: Pa
         "additional_parameters": "--zero_terminal_snr",
         "gradient_checkpointing": True,
         "cache_latents_to_disk": True,
-        "max_train_steps": 6,
-        "save_every_n_steps": 3,
+        "max_train_steps": 4,
+        "save_every_n_steps": 2,
         "save_state": True,
     }
     results = []
@@ -552,13 +552,13 @@ def test_file_and_folder_train_the_same_and_a_run_resumes(file: Path, folder: Pa
         )
         assert outcome.path is not None
         losses = [event.loss for event in events if isinstance(event, StepDone)]
-        assert len(losses) == 6
+        assert len(losses) == 4
         results.append((losses, load_file(outcome.path)))
     assert results[0][0] == results[1][0]
     assert all(torch.equal(results[1][1][key], value) for key, value in results[0][1].items())
     made = sorted(path.name for path in (tmp_path / "img" / "2_tok cat").glob("*.npz"))
     assert made == [f"{i}_{w:04d}x{h:04d}_sdxl.npz" for i, (w, h) in enumerate(SIZES)]
-    state = tmp_path / "file" / "toy-step00000003-state"
+    state = tmp_path / "file" / "toy-step00000002-state"
     outcome, _ = train(
         tmp_path,
         **fields,
