@@ -220,7 +220,9 @@ window.kiln = (() => {
     }
 
     function tabButton(root, name) {
-        return [...document.querySelectorAll(`#${root} button[role=tab]`)]
+        // On a phone gradio puts the last tabs into a menu.
+        const places = [".tab-container:not(.visually-hidden) button", ".overflow-dropdown button"];
+        return [...document.querySelectorAll(places.map((place) => `#${root} > .tab-wrapper ${place}`).join(", "))]
             .find((item) => [name, say(name)].includes(item.textContent.trim()));
     }
 

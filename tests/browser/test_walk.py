@@ -275,7 +275,8 @@ def test_a_phone_needs_no_scrolling_sideways(served: Served, context: BrowserCon
     tab.page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
     tab.page.set_viewport_size({"width": 390, "height": 844})
     assert not tab.is_wider_than_the_screen()
-    tab.tab("Train")
+    tab.page.locator("#tabs > .tab-wrapper .overflow-menu > button").click()
+    tab.page.locator("#tabs > .tab-wrapper .overflow-dropdown button", has_text="Train").click()
     expect(tab.page.locator("#start")).to_be_visible()
     assert not tab.is_wider_than_the_screen()
     assert tab.errors == []
