@@ -138,16 +138,21 @@ def _patch(pixels_HWC: Pixels, mouth_x: float | None) -> str | None:
     dark: Pixels = (pixels_HWC @ np.array([0.299, 0.587, 0.114], dtype=np.float32) < DARK).astype(np.float32)
     sums = np.pad(dark.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     half_w, half_h = 6, 5
-    best, best_x = 0.0, 0
+    best = 0.0
+    best_xs: list[int] = []
     for y in range(58, 68):
         for x in range(44, 85):
             x0, x1, y0, y1 = x - half_w, x + half_w, y - half_h, y + half_h
             filled = float(sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]) / (4 * half_w * half_h)
             if filled > best:
-                best, best_x = filled, x
+                best, best_xs = filled, []
+            if filled == best:
+                best_xs.append(x)
     if best < FILLED:
         return None
-    return "right" if best_x > (64 if mouth_x is None else mouth_x) else "left"
+    # The middle of all places that fit best: a patch is wider than the rectangle, and an edge would say little.
+    middle = sum(best_xs) / len(best_xs)
+    return "right" if middle > (64 if mouth_x is None else mouth_x) else "left"
 
 
 def _roughness(pixels_HWC: Pixels) -> float:

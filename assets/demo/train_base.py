@@ -42,6 +42,9 @@ SD_SCALE: Final = 0.18215  # SD 1.5, vae/config.json: scaling_factor
 PICTURES: Final = 8192
 EMA_EVERY: Final = 4
 SAVE_EVERY_S: Final = 120.0
+FACE_FROM_STEP: Final = 3800
+"""From this step of the UNet on, the face counts more: by then all else follows the prompt, and which way the face
+looks changes so few latents that it would be learnt last."""
 HERE: Final = Path(__file__).parent
 
 
@@ -410,6 +413,32 @@ def make_noise_schedule() -> DDPMScheduler:
     )
 
 
+NOISY_FROM_STEP: Final = 5500
+"""From this step of the UNet on, half of each batch is at high noise, where alone the caption decides which way the
+face looks: with less noise the latents show it already."""
+
+
+def _timesteps(batch_size: int, noisy: bool) -> Tensor:
+    """B timesteps, stratified to calm the loss: over all 1000, or half of them over the last 400 if `noisy`."""
+    if noisy:
+        half = batch_size // 2
+        return torch.cat([_strata(half, 600, 1000), _strata(batch_size - half, 0, 1000)])
+    return _strata(batch_size, 0, 1000)
+
+
+def _strata(count: int, low: int, high: int) -> Tensor:
+    """One draw from each of `count` equal parts of [low, high)."""
+    t_B = low + (torch.arange(count) + torch.rand(count)) / count * (high - low)
+    return t_B.long().clamp(max=high - 1)
+
+
+def _face_weight_of_latents() -> Tensor:
+    """1 hw weight with mean 1 over the latents, three times as high on the face."""
+    weight_hw = torch.ones(1, draw.SIZE_PX // 8, draw.SIZE_PX // 8)
+    weight_hw[:, 5:11, 4:12] = 3
+    return weight_hw / weight_hw.mean()
+
+
 def train_unet(
     work: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, steps: int, batch_size: int
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -421,7 +450,11 @@ def train_unet(
     unet.set_attn_processor(AttnProcessor())
     schedule = make_noise_schedule()
     alphas = schedule.alphas_cumprod
-    snr_weight = (alphas / (1 - alphas)).reciprocal().mul(5).clamp(max=1)
+    face_weight_hw = _face_weight_of_latents()
+    inverse_snr = (1 - alphas) / alphas
+    snr_weight = (5 * inverse_snr).clamp(max=1)
+    # Errors of the noise shrink with the signal; this keeps the picture's errors at one weight down to SNR 0.015.
+    noisy_snr_weight = snr_weight * (0.3 * inverse_snr).clamp(1, 20)
 
     def loss_of(step: int) -> Tensor:
         rng = random.Random(f"unet {SEED} {step}")
@@ -432,14 +465,17 @@ def train_unet(
             batch_size, *mean_BCHW.shape[1:]
         )
         noise_BCHW = torch.randn_like(latents_BCHW)
-        # Stratified timesteps: each batch covers the whole range, which calms the loss.
-        t_B = ((torch.arange(batch_size) + torch.rand(batch_size)) / batch_size * 1000).long().clamp(max=999)
+        noisy = step >= NOISY_FROM_STEP
+        t_B = _timesteps(batch_size, noisy)
         noisy_BCHW = schedule.add_noise(latents_BCHW, noise_BCHW, t_B)
         with torch.autocast("cpu", torch.bfloat16):
             states_BLC = text_encoder(ids_BL).last_hidden_state
             predicted_BCHW = unet(noisy_BCHW, t_B, states_BLC).sample
-        error_B = (predicted_BCHW.float() - noise_BCHW).square().mean((1, 2, 3))
-        loss: Tensor = (error_B * snr_weight[t_B]).mean()
+        error_BCHW = (predicted_BCHW.float() - noise_BCHW).square()
+        if step >= FACE_FROM_STEP:
+            error_BCHW = error_BCHW * face_weight_hw
+        error_B = error_BCHW.mean((1, 2, 3))
+        loss: Tensor = (error_B * (noisy_snr_weight if noisy else snr_weight)[t_B]).mean()
         return loss
 
     models: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
