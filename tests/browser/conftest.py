@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from trainer.files import REPOSITORY
 
-PATIENCE_MS = 150_000  # on a machine that has much else to do
+PATIENCE_MS = 240_000  # on a machine that has much else to do
 
 
 @dataclass
