@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.families import sdxl_full
 from tests.networks.small import family
 from tests.networks.small import job as small_job
 from tests.parity.make_golden import VOLATILE
@@ -29,6 +30,7 @@ RUNS = json.loads((Path(__file__).parent / "parity" / "golden" / "runs.json").re
 """Recorded runs of sd-scripts; entries that differ from run to run are null."""
 WHOLE_NUMBERS = {"ss_huber_scale", "ss_max_grad_norm", "ss_prior_loss_weight", "ss_min_snr_gamma"}
 FAMILY = functools.cache(family)
+SDXL = functools.cache(sdxl_full.full_size)
 HASHES = {"sshs_model_hash", "sshs_legacy_hash"}
 """Added where the file is written."""
 
@@ -52,12 +54,9 @@ def dataset(buckets: dict[Size, int], mean_aspect_error: float, reg: bool = Fals
                     )
                 )
                 repeats.append(int(number))
-    # Any split into buckets with the recorded counts: only the counts show.
-    order = [size for size, count in buckets.items() for _ in range(count)]
-    fits, place = [], 0
-    for count in repeats:
-        fits.append(Fit(order[min(place, len(order) - 1)], (0, 0)))
-        place += count
+    # Any split that leaves no bucket empty: only the buckets themselves are compared.
+    sizes = list(buckets)
+    fits = [Fit(sizes[k % len(sizes)], (0, 0)) for k in range(len(pictures))]
     return Dataset(
         subsets=tuple(subsets),
         pictures=tuple(pictures),
@@ -113,7 +112,7 @@ def test_entries_are_those_of_sd_scripts(name: str, tmp_path: Path) -> None:
     bucket_info = json.loads(expected["ss_bucket_info"])
     buckets = {tuple(b["resolution"]): b["count"] for b in bucket_info["buckets"].values()}
     data = dataset(buckets, bucket_info["mean_img_ar_error"], bool(record["config"]["reg_data_dir"]))
-    model = tmp_path / "sd15.safetensors"
+    model = tmp_path / expected["ss_sd_model_name"]
     model.write_bytes(b"not a model")
     values = {**record["config"], "pretrained_model_name_or_path": str(model), "network_weights": ""}
     job = Job.from_config(KohyaConfig(**values), base=tmp_path)
@@ -122,7 +121,10 @@ def test_entries_are_those_of_sd_scripts(name: str, tmp_path: Path) -> None:
         int(expected["ss_max_train_steps"]),
         int(expected["ss_num_epochs"]),
     )
-    model_family = FAMILY(2 if job.config.v2 else 1, v_parameterization=job.config.v_parameterization)
+    sdxl = job.family == "sdxl"
+    version = 2 if job.config.v2 else 1
+    v_parameterization = job.config.v_parameterization
+    model_family = SDXL() if sdxl else FAMILY(version, v_parameterization=v_parameterization)
     found = Metadata(job, data, made, model_family, network_for(job), expected["ss_optimizer"]).at(
         step=int(expected["ss_steps"]), epoch=int(expected["ss_epoch"])
     )

@@ -549,7 +549,8 @@ def main(arguments: list[str] | None = None) -> None:
         vae = train_vae(given.work, given.vae_steps)
         unet, text_encoder = train_unet(given.work, vae, tokenizer, given.unet_steps, given.batch_size)
         vae = sharpen_decoder(given.work, vae, given.decoder_steps)
-    export(given.out, vae, unet, text_encoder, tokenizer)
+    # A new tokenizer: the one used above would be written with its last call's padding.
+    export(given.out, vae, unet, text_encoder, make_tokenizer())
 
 
 def _from_checkpoints(
