@@ -468,7 +468,14 @@ window.kiln = (() => {
     // gradio speaks of what is typed, and not of what is pasted or filled in.
     let collecting = 0;
     document.addEventListener("input", (event) => {
-        if (event.target.closest("[id^=field-]")) {
+        const field = event.target.closest("[id^=field-]");
+        if (field) {
+            // A reload right after the key must bring it back, so the draft does not wait for gradio.
+            const isTyped = event.target.matches("textarea, input[type=number], input[type=text]:not([role])");
+            if (isTyped && facts.order.includes(field.id.slice(6))) {
+                state.values[field.id.slice(6)] = event.target.value;
+                keep();
+            }
             clearTimeout(collecting);
             collecting = setTimeout(() => state.trigger && state.trigger("collect"), 40);
         }

@@ -128,7 +128,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "lr_warmup": 0,
         "seed": 1,
         "max_data_loader_n_workers": 0,
-        "sample_every_n_steps": 4,
+        # One picture at the start and the next when "Sample now" asks for it, however fast the run is.
+        "sample_every_n_steps": 5000,
+        "additional_parameters": "--sample_at_first",
         "sample_sampler": "ddim",
         "sample_prompts": "a <b>bold</b> cat --w 64 --h 64 --s 1 --d 1",
     }
