@@ -1,7 +1,8 @@
-"""presets/demo.json, trained by the engine, teaches the base model the subject."""
+"""presets/demo.json, trained by the engine, teaches the base model the subject; three times the steps burns it."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,12 +17,13 @@ from trainer.job import Job
 PRESET = REPOSITORY / "presets" / "demo.json"
 
 
-def train(out: Path) -> Path:
-    """Trains the preset, without previews; gives the LoRA."""
+def train(out: Path, times: int = 1) -> Path:
+    """Trains the preset, without previews, for `times` its steps; gives the LoRA."""
     values = json.loads(PRESET.read_text(encoding="utf-8"))
     values |= {
         "output_dir": str(out),
         "logging_dir": "",
+        "max_train_steps": times * values["max_train_steps"],
         "save_every_n_epochs": 0,
         "sample_every_n_steps": 0,
         "sample_prompts": "",
@@ -39,9 +41,18 @@ def rates(lora: Path) -> figures.Rates:
     return measured
 
 
-@pytest.mark.slow
-def test_shows_the_subject_and_still_follows_the_prompt(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     torch.set_num_threads(1)
-    trained = rates(train(tmp_path))
+    return rates(train(tmp_path_factory.mktemp("demo")))
+
+
+@pytest.mark.slow
+def test_shows_the_subject_and_still_follows_the_prompt(trained: figures.Rates) -> None:
     assert trained.subject >= 0.8
     assert trained.background >= 0.8
+
+
+@pytest.mark.long
+def test_three_times_the_steps_burns_it(trained: figures.Rates, tmp_path: Path) -> None:
+    assert rates(train(tmp_path, times=3)).intact <= trained.intact - 0.3
