@@ -129,6 +129,24 @@ def test_check_says_whether_it_fits_a_card(tmp_path: Path, capsys: pytest.Captur
         main(["check", str(path), "--vram", "big"])
 
 
+def test_what_makes_it_fit_comes_with_the_fields_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned(monkeypatch)
+    run = job(tmp_path, cache_latents=False, train_batch_size=1)
+    found = advices.report(run, limit_bytes=int(2.1 * GIB), kind="cuda")
+    changes = advices.changes_in(found)
+    assert [dict(change.values) for change in changes] == [
+        {"cache_latents": True, "cache_latents_to_disk": True},
+        {"mixed_precision": "bf16"},
+        {"fp8_base": True, "fp8_base_unet": False},
+    ]
+    assert [change.saved_bytes for change in changes] == [item["saved_bytes"] for item in found["changes"]]
+    assert [str(change) for change in changes] == found["what makes it fit"]
+    assert changes[-1].fits
+    assert advices.changes_in({}) == []
+
+
 def test_out_of_memory_ends_the_run_with_advice_and_gives_the_memory_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

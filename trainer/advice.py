@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,14 @@ from trainer.data.types import Dataset, Size
 from trainer.estimate import GIB, Forecast, forecast, texts_leave
 from trainer.job import Job
 
-__all__ = ["Change", "advice", "report", "summary"]
+__all__ = ["CHANGES", "Change", "advice", "changes_in", "report", "summary"]
 
 WORTH_BYTES = 32 << 20
 """A change that frees less than this is not advised."""
 
+
+CHANGES = "changes"
+"""Where the result of `trainer.check.check` holds the changes as data, for programs."""
 
 CLEARLY_LESS = 0.85
 """After a run that did not fit: what may be needed of what was foreseen."""
@@ -204,7 +207,23 @@ def summary(found: Forecast, limit_bytes: int | None, changes: list[Change]) -> 
         result["will it fit"] = _verdict(found, limit_bytes, changes)
     if changes:
         result["what makes it fit"] = [str(change) for change in changes]
+        result[CHANGES] = [
+            {**asdict(change), "values": dict(change.values), "saved_bytes": change.saved_bytes}
+            for change in changes
+        ]
     return result
+
+
+def changes_in(found: Mapping[str, Any]) -> list[Change]:
+    """What makes a run fit, from the result of `trainer.check.check`, in the order of the guides.
+
+    Each change's ``values`` are fields of the configuration with their new values. Changes add up; the
+    last one that is needed has ``fits``, where any does.
+    """
+    return [
+        Change(**{name: value for name, value in item.items() if name != "saved_bytes"})
+        for item in found.get(CHANGES, ())
+    ]
 
 
 def _verdict(found: Forecast, limit_bytes: int, changes: list[Change]) -> str:

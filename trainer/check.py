@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer import devices, memory, optimizers, plugins, schedules
+from trainer import advice, devices, memory, optimizers, plugins, schedules
 from trainer.config import Finding, KohyaConfig, ui_of
 from trainer.data import folder
 from trainer.data.dataset_config import apply_dataset_config
@@ -128,12 +128,10 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
 
 def _model(job: Job, dataset: Dataset | None, device: torch.device, vram_gb: float | None) -> dict[str, Any]:
     """Parameters, memory, time and disk, from a model without weights."""
-    from trainer.advice import report
-
     if vram_gb is not None:
-        return report(job, dataset, limit_bytes=int(vram_gb * 2**30), kind="cuda")
+        return advice.report(job, dataset, limit_bytes=int(vram_gb * 2**30), kind="cuda")
     sampled = devices.memory(device)
-    return report(
+    return advice.report(
         job, dataset, limit_bytes=sampled.vram_total_bytes or sampled.ram_total_bytes, kind=device.type
     )
 
@@ -141,7 +139,7 @@ def _model(job: Job, dataset: Dataset | None, device: torch.device, vram_gb: flo
 def lines(found: dict[str, Any]) -> Iterable[str]:
     """The result of `check` for a person."""
     for title, value in found.items():
-        if value in ([], {}, None, ""):
+        if title == advice.CHANGES or value in ([], {}, None, ""):
             continue
         if isinstance(value, dict):
             yield f"{title}:"
