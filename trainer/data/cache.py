@@ -240,12 +240,9 @@ class _Work:
 
     def key(self, index: int, content: str) -> str:
         """Everything that the latents of a picture depend on, as a hash. The noise of the VAE is not in it."""
-        fit, subset, mask = (
-            self.dataset.fits[index],
-            self.subset(index),
-            self.dataset.pictures[index].mask_file,
-        )
-        facts = {
+        fit, subset, picture = self.dataset.fits[index], self.subset(index), self.dataset.pictures[index]
+        mask = picture.mask_file
+        facts: dict[str, Any] = {
             "format": 1,
             "content": content,
             "vae": self.family.vae_fingerprint(),
@@ -255,6 +252,8 @@ class _Work:
             "alpha": subset.alpha_mask,
             "mask": hashlib.sha256(_content(mask)).hexdigest() if mask else "",
         }
+        if picture.edit.changes_pixels:  # without edits the key stays what it always was
+            facts["edit"] = picture.edit.key()
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def files(self) -> dict[int, _File]:
@@ -281,15 +280,15 @@ class _Work:
 
     def read_pixels(self, index: int) -> _Pixels:
         """Read, resize and crop one picture. Raises DatasetError."""
-        path, subset, fit = self.dataset.pictures[index].path, self.subset(index), self.dataset.fits[index]
+        picture, subset, fit = self.dataset.pictures[index], self.subset(index), self.dataset.fits[index]
+        path = picture.path
         content = _content(path)
-        pixels = (read_rgba if subset.alpha_mask else read_rgb)(content, path)
-        if (pixels.shape[1], pixels.shape[0]) != self.dataset.pictures[index].size:
+        pixels = picture.edit.apply((read_rgba if subset.alpha_mask else read_rgb)(content, path))
+        if (pixels.shape[1], pixels.shape[0]) != picture.size:
             raise DatasetError(f"{path} changed its size while the run was starting: start again")
         pixels = fit_pixels(pixels, fit, subset.resize_interpolation)
-        mask_file = self.dataset.pictures[index].mask_file
-        if mask_file is not None:
-            pixels = with_mask(pixels, mask_file, fit, subset.resize_interpolation)
+        if picture.mask_file is not None:
+            pixels = with_mask(pixels, picture.mask_file, fit, subset.resize_interpolation, edit=picture.edit)
         mask = None
         if subset.masked:
             mask = torch.from_numpy(pixels[:, :, 3].astype(np.float32) / np.float32(255))

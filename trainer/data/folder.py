@@ -22,6 +22,7 @@ from trainer.data.images import PICTURE_EXTENSIONS, Look, inspect
 from trainer.data.types import Dataset, DatasetFinding, Fit, Picture, Size, Subset
 from trainer.errors import ConfigError, DatasetError
 from trainer.job import Job
+from trainer.pictures import edits
 
 __all__ = ["kohya_folder", "list_pictures", "scan", "subset_from_job"]
 
@@ -470,7 +471,18 @@ def scan(job: Job, advance: Advance | None = None) -> Dataset:
     """
     notes = _Notes()
     sources = _sources(job, notes)
-    listed = [list_pictures(source.subset.folder) for source in sources]
+    edited = [edits.load(source.subset.folder) for source in sources]
+    listed, left_out = [], 0
+    for source, of_folder in zip(sources, edited, strict=True):
+        paths = list_pictures(source.subset.folder)
+        listed.append([path for path in paths if not of_folder.of(path.name).excluded])
+        if missing := len(paths) - len(listed[-1]):
+            left_out += missing
+            notes.add(
+                "info",
+                f"{_count(missing)} of {source.subset.folder.name} left out, as chosen on the Dataset tab",
+                source.subset.folder,
+            )
     work = [(path, source.subset) for source, paths in zip(sources, listed, strict=True) for path in paths]
     files: list[_File] = []
     with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) + 1)) as pool:
@@ -483,10 +495,10 @@ def scan(job: Job, advance: Advance | None = None) -> Dataset:
     kept_sources: list[Source] = []
     pictures: list[Picture] = []
     fits: list[Fit] = []
-    for source, paths in zip(sources, listed, strict=True):
+    for source, paths, of_folder in zip(sources, listed, edited, strict=True):
         part = files[start : start + len(paths)]
         start += len(paths)
-        usable = _usable(source, part, notes, index=len(kept_sources))
+        usable = _usable(source, part, of_folder, notes, index=len(kept_sources))
         if not usable:
             if not part:
                 notes.add(
@@ -507,20 +519,31 @@ def scan(job: Job, advance: Advance | None = None) -> Dataset:
             raise DatasetError(
                 f"none of the {_count(len(broken))} in {where} can be used; the first: {broken[0]}"
             )
+        if left_out:
+            raise DatasetError(
+                f"all {_count(left_out)} in {where} are left out on the Dataset tab: take some in again"
+            )
         raise DatasetError(f"no pictures in {where}: expected {', '.join(sorted(PICTURE_EXTENSIONS))}")
     _note_duplicates([picture.path for picture in pictures], notes)
     return _assemble(job, kept_sources, pictures, fits, notes)
 
 
-def _usable(source: Source, files: Sequence[_File], notes: _Notes, index: int) -> list[tuple[Picture, Fit]]:
+def _usable(
+    source: Source, files: Sequence[_File], edited: edits.Edits, notes: _Notes, index: int
+) -> list[tuple[Picture, Fit]]:
     """The readable pictures of a subset with their buckets; the others become findings."""
     found: list[tuple[Picture, Fit]] = []
+    outdated: list[Path] = []
     for file in files:
         if file.look is None:
             notes.add("error", f"left out: {file.refusal}", file.path)
             continue
+        edit = edited.of(file.path.name)
+        if not edit.fits(file.look.size):
+            outdated.append(file.path)
+        size = edit.size(file.look.size)
         try:
-            fit = source.rules.fit(file.look.size)
+            fit = source.rules.fit(size)
         except DatasetError as error:
             notes.add("error", f"left out: {file.path}: {error}", file.path)
             continue
@@ -529,12 +552,24 @@ def _usable(source: Source, files: Sequence[_File], notes: _Notes, index: int) -
         picture = Picture(
             path=file.path,
             subset=index,
-            size=file.look.size,
+            size=size,
             caption=caption,
             caption_file=caption_file,
             mask_file=_mask_file(source.subset, file.path, file.look.size),
+            edit=edit,
         )
         found.append((picture, fit))
+    if said := edits.summary([picture.edit for picture, _ in found]):
+        notes.add(
+            "info", f"edits of the Dataset tab in {source.subset.folder.name}: {said}", source.subset.folder
+        )
+    if outdated:
+        notes.add(
+            "warning",
+            f"{_count(len(outdated))} of another size than when cropped on the Dataset tab, and not cropped: "
+            f"{_some(outdated)}. Crop again.",
+            outdated[0],
+        )
     looks = [file.look for file in files if file.look]
     transparent = sum(look.transparent for look in looks)
     if transparent and not source.subset.masked:

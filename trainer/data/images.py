@@ -21,6 +21,7 @@ from PIL import Image
 
 from trainer.data.types import Fit, Size, Subset
 from trainer.errors import DatasetError
+from trainer.pictures.edits import NONE, Edit
 
 __all__ = [
     "INTERPOLATIONS",
@@ -497,13 +498,14 @@ def with_mask(
     fit: Fit,
     interpolation: str = "",
     start: tuple[int, int] | None = None,
+    edit: Edit = NONE,
 ) -> Pixels:
-    """Fitted pixels with the red channel of ``mask_file``, fitted likewise, in place of their alpha.
+    """Fitted pixels with the red channel of ``mask_file``, edited and fitted likewise, in place of their alpha.
 
     Raises:
         DatasetError: The mask cannot be read.
     """
-    mask = fit_pixels(read_rgb(mask_file), fit, interpolation, start)
+    mask = fit_pixels(edit.apply(read_rgb(mask_file)), fit, interpolation, start)
     return np.concatenate([pixels_HWC[:, :, :3], mask[:, :, :1]], axis=2)
 
 

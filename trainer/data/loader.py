@@ -198,11 +198,11 @@ class Loader:
         """Pixels of one sample with all its augmentations, in sd-scripts' order."""
         picture, fit = self._dataset.pictures[index], self._dataset.fits[index]
         subset = self._dataset.subsets[picture.subset]
-        pixels = (read_rgba if subset.alpha_mask else read_rgb)(picture.path)
+        pixels = picture.edit.apply((read_rgba if subset.alpha_mask else read_rgb)(picture.path))
         rng = self._draws.random("crop", draw_id)
-        faced = (
-            face_crop(pixels, picture.path, subset, fit.bucket, rng) if subset.face_crop_aug_range else None
-        )
+        # An edited picture's face no longer lies where the file's name says.
+        is_faced = subset.face_crop_aug_range and not picture.edit.changes_pixels
+        faced = face_crop(pixels, picture.path, subset, fit.bucket, rng) if is_faced else None
         if faced is None:
             start = None
             if subset.random_crop:
@@ -210,7 +210,9 @@ class Loader:
                 start = rng.randint(0, excess[0]), rng.randint(0, excess[1])
             pixels = fit_pixels(pixels, fit, subset.resize_interpolation, start)
             if picture.mask_file is not None:
-                pixels = with_mask(pixels, picture.mask_file, fit, subset.resize_interpolation, start)
+                pixels = with_mask(
+                    pixels, picture.mask_file, fit, subset.resize_interpolation, start, picture.edit
+                )
         else:
             pixels = faced
         if subset.color_aug:

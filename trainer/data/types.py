@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+from trainer.pictures.edits import NONE, Edit
+
+if TYPE_CHECKING:  # sizes and captions are asked for where PyTorch is not there yet
+    from torch import Tensor
 
 __all__ = ["Batch", "Dataset", "DatasetFinding", "Fit", "Picture", "Size", "Subset"]
 
@@ -67,7 +70,7 @@ class Subset:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """One readable picture. ``size`` is upright: EXIF orientation is applied before anything else."""
+    """One readable picture. ``size`` is what is trained: EXIF orientation and edits are applied first."""
 
     path: Path
     subset: int
@@ -77,6 +80,8 @@ class Picture:
     """As stored: first line, or all lines with wildcards on, or the class tokens without a file."""
     caption_file: Path | None
     mask_file: Path | None = None
+    edit: Edit = NONE
+    """What a person changed about it on the page; whoever reads its pixels or mask applies it."""
 
 
 @dataclass(frozen=True)
