@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from tests.config.eras import BY_KEY, CATALOGUE
 from trainer.config import KohyaConfig, help_of, ui_of
+from trainer.config.kiln import KilnFields
 from trainer.config.ui import LORA_TYPES
 
 NAMES = list(KohyaConfig.model_fields)
@@ -31,9 +32,14 @@ FREE_LISTS = {
 }
 
 
-def test_all_287_settings_are_there() -> None:
-    assert sorted(NAMES) == sorted(BY_KEY)
-    assert len(NAMES) == 287
+def test_all_287_settings_are_there_and_those_of_our_own() -> None:
+    assert sorted(set(NAMES) - set(KilnFields.model_fields)) == sorted(BY_KEY)
+    assert len(BY_KEY) == 287
+    assert set(KilnFields.model_fields) == {"quantized_base", "origin_step", "origin_epoch"}
+    for name in KilnFields.model_fields:
+        ui = ui_of(name)
+        assert (ui.section, ui.sd_scripts_arg) == ("LoRA Kiln", None)
+        assert "Kohya" in ui.reason
 
 
 @pytest.mark.parametrize("row", CATALOGUE, ids=lambda row: str(row["key"]))

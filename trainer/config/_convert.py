@@ -53,6 +53,7 @@ SEPARATORS = {
 
 OLD_VALUES: dict[str, dict[str, str]] = {
     "LoRA_type": {"LoCon": "LyCORIS/LoCon"},
+    "quantized_base": {"INT8": "int8", "NF4": "nf4"},
     "xformers": {"True": "xformers", "true": "xformers", "False": "none", "false": "none"},
 }
 """Spellings of earlier versions, by setting."""

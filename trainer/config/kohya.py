@@ -11,6 +11,7 @@ from trainer.config.flux import FluxFields
 from trainer.config.folders import FolderFields
 from trainer.config.huggingface import HuggingFaceFields
 from trainer.config.hunyuan import HunyuanFields
+from trainer.config.kiln import KilnFields
 from trainer.config.loss import LossFields
 from trainer.config.lumina import LuminaFields
 from trainer.config.lycoris import LycorisFields
@@ -35,6 +36,7 @@ __all__ = ["KohyaConfig", "help_of", "ui_of"]
 class KohyaConfig(
     HuggingFaceFields,
     SampleFields,
+    KilnFields,
     StateFields,
     NoiseFields,
     LossFields,
@@ -58,7 +60,7 @@ class KohyaConfig(
     FolderFields,
     ModelFields,
 ):
-    """A checked configuration, as in Kohya's JSON.
+    """A checked configuration, as in Kohya's JSON, with the settings of our own.
 
     Values keep Kohya's types; a value outside a setting's choices or bounds is taken as it is, as
     files hold such values (`trainer.config.load` reports them). Keys that are no settings stay in

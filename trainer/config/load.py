@@ -10,6 +10,7 @@ from typing import Any
 from trainer.config._convert import convert, switch
 from trainer.config._secrets import without_secrets
 from trainer.config._text import MAX_BYTES, parse_object
+from trainer.config.kiln import KilnFields
 from trainer.config.kohya import KohyaConfig
 from trainer.config.legacy import (
     ALPHA_SINCE,
@@ -44,6 +45,9 @@ FAMILY_SWITCHES = {
     "sdxl": "sdxl",
 }
 """Settings that choose a family other than SD 1.x and 2.x."""
+
+NOT_OF_AN_AGE = LATER_ADDED | KilnFields.model_fields.keys()
+"""Settings that do not tell when Kohya wrote a file."""
 
 WHOLE_FILE_KEYS = 20
 """A file with fewer known keys is a fragment that somebody wrote by hand."""
@@ -160,7 +164,7 @@ class _Reader:
         self.kind = _kind_of(raw)
         known = [key for key in raw if key in KohyaConfig.model_fields]
         self.age = max(
-            (KohyaConfig.setting(key).ui.since for key in known if key not in LATER_ADDED), default=""
+            (KohyaConfig.setting(key).ui.since for key in known if key not in NOT_OF_AN_AGE), default=""
         )
         self._name_kind(raw, known)
         written = {key: raw[key] for key in known}
@@ -292,7 +296,7 @@ def _missing(values: dict[str, Any], read: _Reader) -> list[Finding]:
             used = KohyaConfig.setting(name).default
             text = f"{name} is null: the default, {shown(used)}, is used"
             report.append(Finding("missing", name, None, used, text))
-    absent = len(KohyaConfig.model_fields) - len(values)
+    absent = len(KohyaConfig.model_fields.keys() - values.keys() - KilnFields.model_fields.keys())
     if absent:
         text = f"{absent} settings are not in the file and have their defaults"
         report.append(Finding("missing", "", None, None, text))
@@ -311,7 +315,8 @@ def _remarks(config: KohyaConfig) -> list[Finding]:
         ui = setting.ui
         allowed = ui.outside(value, config.LoRA_type)
         if allowed:
-            text = f"{name} is {shown(value)}, outside what Kohya's page allows ({allowed}); it is taken as it is"
+            whose = "the page" if name in KilnFields.model_fields else "Kohya's page"
+            text = f"{name} is {shown(value)}, outside what {whose} allows ({allowed}); it is taken as it is"
             report.append(Finding("outside", name, value, value, text))
         if value == setting.default or ui.hidden or ui.secret:
             continue

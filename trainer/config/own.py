@@ -22,14 +22,7 @@ class OwnKey:
     help: str
 
 
-OWN_KEYS = {
-    "quantized_base": OwnKey(
-        label="Quantized base",
-        choices=("int8", "nf4"),
-        help="Keep the layers of the frozen base model in 8 or 4 bits (bitsandbytes): int8 takes the memory "
-        "of fp8 and is more exact, nf4 takes half of that and is less exact.",
-    )
-}
+OWN_KEYS: dict[str, OwnKey] = {}
 
 
 def own_value(config: KohyaConfig, key: str) -> str:

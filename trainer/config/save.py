@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config._secrets import without_secrets
+from trainer.config.kiln import KilnFields
 from trainer.config.kohya import KohyaConfig
 from trainer.config.load import HIDDEN, loads
 from trainer.config.report import Finding
@@ -17,7 +18,7 @@ __all__ = ["dumps", "save"]
 
 
 def dumps(config: KohyaConfig) -> str:
-    """The configuration as Kohya's save button writes it, without tokens.
+    """The configuration as Kohya's save button writes it, without tokens; settings of our own where set.
 
     Sorted by key, two spaces deep, ASCII with escapes, whole numbers without a fraction; keys that
     are no settings are written back as they were.
@@ -45,7 +46,7 @@ def save(config: KohyaConfig, path: Path | str) -> tuple[Finding, ...]:
     values = _values(config)
     text = _written(values)
     back = loads(text).config
-    for name in KohyaConfig.model_fields:
+    for name in values.keys() & KohyaConfig.model_fields.keys():
         if getattr(back, name) != values[name]:
             raise ConfigError(
                 f"{path} was not written, because {name} would not load back: it is {values[name]!r} and "
@@ -59,7 +60,9 @@ def save(config: KohyaConfig, path: Path | str) -> tuple[Finding, ...]:
     return tuple(
         Finding("unsupported", name, HIDDEN, values[name], f"{name} was saved without its token")
         for name in KohyaConfig.model_fields
-        if KohyaConfig.setting(name).kind == "string" and values[name] != getattr(config, name)
+        if name in values
+        and KohyaConfig.setting(name).kind == "string"
+        and values[name] != getattr(config, name)
     )
 
 
@@ -71,7 +74,10 @@ def _values(config: KohyaConfig) -> dict[str, Any]:
             value = int(value)
         if isinstance(value, str):
             value = without_secrets(name, value)
-        values[name] = value
+        if name in KilnFields.model_fields and value == KohyaConfig.setting(name).default:
+            values.pop(name, None)
+        else:
+            values[name] = value
     return values
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from trainer.config.own import own_value
 from trainer.errors import ConfigError
 from trainer.memory import quantise
 from trainer.memory.blocks import blocks_of, swapped_of
@@ -73,7 +72,9 @@ def choices(job: Job) -> Choices:
         ConfigError: Two settings that exclude each other.
     """
     config = job.config
-    base = own_value(config, "quantized_base")
+    base = config.quantized_base
+    if base not in ("", "int8", "nf4"):
+        raise ConfigError(f"quantized_base is {base!r}: allowed are int8 and nf4, or nothing")
     fp8 = config.fp8_base or config.fp8_base_unet
     if base and fp8:
         raise ConfigError(
