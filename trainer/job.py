@@ -213,6 +213,16 @@ class Job:
         return self.output_dir / "logs" / f"{self.output_name}-{self.stamp}" / "journal.jsonl"
 
     @property
+    def origin_step(self) -> int:
+        """Steps that network_weights was trained for, where the run counts on from them; else 0."""
+        return self.config.origin_step if self.config.network_weights.strip() else 0
+
+    @property
+    def origin_epoch(self) -> int:
+        """Epochs that network_weights was trained for, where the run counts on from them; else 0."""
+        return self.config.origin_epoch if self.config.network_weights.strip() else 0
+
+    @property
     def trains_unet(self) -> bool:
         """Whether UNet layers are optimised."""
         return self.unet_lr > 0

@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from trainer.networks._base import Network
 from trainer.objectives._base import Objective
 from trainer.optimizers import Built
 from trainer.plan import Plan
+from trainer.processes import Processes
 from trainer.progress import LossRecorder, Pending, Scalars, fetch
 from trainer.schedules import Schedule
 
@@ -84,12 +85,22 @@ class Run:
     controls: Controls
     scalars: Scalars
     swap: BlockSwap | None = None
+    processes: Processes = field(default_factory=Processes)
     step: int = 0
-    micro: int = 0
     losses: tuple[float, ...] = ()
     last_lora: Path | None = None
     last_state: Path | None = None
     _good: tuple[int, dict[str, Tensor]] | None = None
+
+    @property
+    def counted(self) -> int:
+        """The step as events, names and metadata tell it: those before this run are counted too."""
+        return self.job.origin_step + self.step
+
+    @property
+    def counted_steps(self) -> int:
+        """The last step, counted in the same way."""
+        return self.job.origin_step + self.plan.max_train_steps
 
     # --- the steps ---------------------------------------------------------------------------
 
@@ -104,7 +115,7 @@ class Run:
         report = _Reporter(self)
         if self.step == 0 and self.job.engine.sample_at_first:
             self.sample(epoch=0)
-        self.events.emit(PhaseStarted(phase="train", total=plan.max_train_steps, unit="steps"))
+        self.events.emit(PhaseStarted(phase="train", total=self.counted_steps, unit="steps"))
         report.restart_clock()
         stop_text_encoder_at = _text_encoder_stop(self.job, plan)
         epoch = self.step // plan.updates_per_epoch
@@ -114,13 +125,14 @@ class Run:
             self.network.freeze_text_encoder()  # a resumed run
             stop_text_encoder_at = None
         while self.step < plan.max_train_steps:
-            self.events.emit(EpochStarted(epoch=epoch + 1, epochs=plan.epochs))
+            before = self.job.origin_epoch
+            self.events.emit(EpochStarted(epoch=before + epoch + 1, epochs=before + plan.epochs))
             for pending in self._epoch(epoch):
                 report.add(pending)
                 if stop_text_encoder_at is not None and self.step >= stop_text_encoder_at:
                     self.network.freeze_text_encoder()
                     stop_text_encoder_at = None
-                    self._say(f"text encoder stops training at step {self.step}")
+                    self._say(f"text encoder stops training at step {self.counted}")
                 if self._after_step(report, epoch):
                     return self._stop(report, epoch)
                 if self.step >= plan.max_train_steps:
@@ -133,7 +145,7 @@ class Run:
         path = self.save(outputs.final_name(self.job), epoch=epoch, must=True)
         if config.save_state or config.save_state_on_train_end:
             self.save_state(outputs.final_name(self.job), epoch, report)
-        return Outcome(step=self.step, path=path, state=self.last_state, stopped=False)
+        return Outcome(step=self.counted, path=path, state=self.last_state, stopped=False)
 
     def _epoch(self, epoch: int) -> Iterator[Pending]:
         """Train through the rest of an epoch, one yield an optimizer update."""
@@ -142,22 +154,27 @@ class Run:
         index = skip
         losses: list[Tensor] = []
         extra: dict[str, Tensor | float] = {}
-        batches = -(-plan.batches_per_epoch // self.accelerator.num_processes)
-        first = epoch * plan.batches_per_epoch
+        batches = self._batches_per_epoch
+
+        def place(number: int) -> int:
+            """Place in the run of this process's batch ``number`` of the epoch: they take turns."""
+            turn = number * self.processes.count + self.processes.index
+            return epoch * plan.batches_per_epoch + turn % plan.batches_per_epoch
 
         def draw(batch: Batch, number: int) -> Any:
             return self.objective.noise_on_cpu(
-                self._latent_shape(batch), batch.draw_ids, first + number, self.draws
+                self._latent_shape(batch), batch.draw_ids, place(number), self.draws
             )
 
         for batch, drawn in self.loader.epoch_with(epoch, skip, draw):
-            losses.append(self._micro_step(batch, drawn))
+            losses.append(self._micro_step(batch, drawn, place(index)))
             if self.job.config.scale_weight_norms:
                 extra |= self.network.apply_max_norm(self.job.config.scale_weight_norms)
             index += 1
-            self.micro += 1
             if index % accumulation and index < batches:
                 continue
+            if self.processes.count > 1:
+                self._share(losses)
             lr = self._update()
             self.step += 1
             yield Pending(
@@ -170,11 +187,16 @@ class Run:
             )
             losses, extra = [], {}
 
-    def _micro_step(self, batch: Batch, drawn: Any) -> Tensor:
-        """Forward and backward pass of one micro-batch; the loss stays on the device."""
+    @property
+    def _batches_per_epoch(self) -> int:
+        """Micro-batches of this process."""
+        return -(-self.plan.batches_per_epoch // self.processes.count)
+
+    def _micro_step(self, batch: Batch, drawn: Any, place: int) -> Tensor:
+        """Forward and backward pass of the micro-batch at ``place`` in the run; the loss stays on the device."""
         family = self.family
         # Dropouts draw from torch's own generator, which gradient checkpointing replays.
-        torch.manual_seed(self.draws.key("step", self.micro))
+        torch.manual_seed(self.draws.key("step", place))
         noised = self.objective.mix(self._latents(batch), drawn)
         with self.accelerator.autocast():
             text = family.encode_batch(batch, weighted=self.job.config.weighted_captions)
@@ -203,8 +225,6 @@ class Run:
 
     def _update(self) -> dict[str, float]:
         """Clip, optimizer step, schedule; returns the rates that this step used."""
-        if self.accelerator.num_processes > 1:
-            self._reduce_gradients()
         if self.job.config.max_grad_norm:
             self.accelerator.clip_grad_norm_(list(self.network.parameters()), self.job.config.max_grad_norm)
         lr = self.schedule.rates()
@@ -214,13 +234,10 @@ class Run:
         self.built.optimizer.zero_grad(set_to_none=True)
         return lr
 
-    def _reduce_gradients(self) -> None:
-        """Mean of the gradients over all processes, in one transfer."""
+    def _share(self, losses: list[Tensor]) -> None:
+        """Mean of gradients and losses over all processes."""
         grads = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
-        flat = self.accelerator.reduce(flat, reduction="mean")
-        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
+        self.processes.average([*grads, *losses])
 
     # --- between steps -----------------------------------------------------------------------
 
@@ -233,7 +250,10 @@ class Run:
             and not every_n_epochs
             and self.step % config.sample_every_n_steps == 0
         )
-        if due or self.controls.sample.is_set():
+        stop, save, sample = self.processes.agree(self.controls)
+        if stop:
+            self.controls.stop.set()  # of a process that was not asked itself
+        if due or sample:
             self.controls.sample.clear()
             report.flush()
             self.sample(epoch=None)
@@ -242,14 +262,14 @@ class Run:
             report.flush()
             self._save_step(report, epoch)
             report.restart_clock()
-        if self.controls.save.is_set() and not last:
+        if save and not last:
             self.controls.save.clear()
             report.flush()
             self.save(outputs.step_name(self.job, self.step), epoch=epoch)
             if config.save_state:
                 self.save_state(outputs.step_name(self.job, self.step), epoch + 1, report)
             report.restart_clock()
-        return self.controls.stop.is_set() and not last
+        return stop and not last
 
     def _save_step(self, report: _Reporter, epoch: int) -> None:
         config, every = self.job.config, self.job.config.save_every_n_steps
@@ -287,10 +307,10 @@ class Run:
     def _stop(self, report: _Reporter, epoch: int) -> Outcome:
         report.flush()
         stem = outputs.step_name(self.job, self.step)
-        self._say(f"stopping after step {self.step}: saving")
+        self._say(f"stopping after step {self.counted}: saving")
         path = self.save(stem, epoch=epoch, must=True)
         state = self.save_state(stem, epoch + 1, report)
-        return Outcome(step=self.step, path=path, state=state, stopped=True)
+        return Outcome(step=self.counted, path=path, state=state, stopped=True)
 
     # --- saving and sampling -----------------------------------------------------------------
 
@@ -304,12 +324,18 @@ class Run:
             TrainerError: It could not be written and ``must`` is set.
         """
         path = outputs.lora_path(self.job, stem)
+        if not self.processes.is_first:
+            return path  # the first process writes it
+        epoch += self.job.origin_epoch
         self.built.eval()
         try:
             tensors = self.network.state_dict()
             self._check_finite(tensors)
             size_bytes = save_lora(
-                path, tensors, self.metadata.at(step=self.step, epoch=epoch), self.job.config.save_precision
+                path,
+                tensors,
+                self.metadata.at(step=self.counted, epoch=epoch),
+                self.job.config.save_precision,
             )
         except (OSError, TrainerError) as error:
             if must or isinstance(error, DivergedError):
@@ -320,13 +346,15 @@ class Run:
             self.built.train()
         self.last_lora = path
         self.events.emit(
-            CheckpointSaved(step=self.step, epoch=epoch, path=path, kind="lora", size_bytes=size_bytes)
+            CheckpointSaved(step=self.counted, epoch=epoch, path=path, kind="lora", size_bytes=size_bytes)
         )
         return path
 
     def save_state(self, stem: str, epoch: int, report: _Reporter) -> Path | None:
         """Write a state folder under ``stem``; None where it failed (training goes on)."""
         folder = outputs.state_path(self.job, stem)
+        if not self.processes.is_first:
+            return folder
         position = states.Position(
             step=self.step,
             epoch=epoch,
@@ -349,14 +377,20 @@ class Run:
             return None
         self.last_state = folder
         self.events.emit(
-            CheckpointSaved(step=self.step, epoch=epoch, path=folder, kind="state", size_bytes=size_bytes)
+            CheckpointSaved(
+                step=self.counted,
+                epoch=self.job.origin_epoch + epoch,
+                path=folder,
+                kind="state",
+                size_bytes=size_bytes,
+            )
         )
         return folder
 
     def sample(self, *, epoch: int | None) -> None:
         """Draw the sample prompts; training state and draws are untouched."""
         wanted = prompts.for_job(self.job)
-        if not wanted:
+        if not wanted or not self.processes.is_first:
             return
         self.built.eval()
         self.network.train(False)
@@ -366,8 +400,8 @@ class Run:
                     self.family,
                     self.job,
                     wanted,
-                    step=self.step,
-                    epoch=epoch,
+                    step=self.counted,
+                    epoch=None if epoch is None else self.job.origin_epoch + epoch,
                     stop=self.controls.stop.is_set,
                     emit=self.events.emit,
                 )
@@ -381,10 +415,12 @@ class Run:
         finally:
             self.network.train(True)
             self.built.train()
-        self.events.emit(PhaseStarted(phase="train", total=self.plan.max_train_steps, unit="steps"))
+        self.events.emit(PhaseStarted(phase="train", total=self.counted_steps, unit="steps"))
 
     def keep_good(self) -> None:
         """Remember the weights on the host, if they are all finite; called while losses are."""
+        if not self.processes.is_first:
+            return
         tensors = {name: value.clone() for name, value in self.network.state_dict().items()}
         if all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             self._good = (self.step, tensors)
@@ -395,15 +431,18 @@ class Run:
             return None
         step, tensors = self._good
         path = outputs.lora_path(self.job, f"{outputs.step_name(self.job, step)}-last-good")
+        counted, epoch = self.job.origin_step + step, self.job.origin_epoch
         size_bytes = save_lora(
-            path, tensors, self.metadata.at(step=step, epoch=0), self.job.config.save_precision
+            path, tensors, self.metadata.at(step=counted, epoch=epoch), self.job.config.save_precision
         )
-        self.events.emit(CheckpointSaved(step=step, epoch=0, path=path, kind="lora", size_bytes=size_bytes))
+        self.events.emit(
+            CheckpointSaved(step=counted, epoch=epoch, path=path, kind="lora", size_bytes=size_bytes)
+        )
         return path
 
     def save_after_failure(self) -> Path | None:
         """After running out of memory: write the weights of the last whole step, if there are any."""
-        if self.step == 0:
+        if self.step == 0 or not self.processes.is_first:
             return None
         try:
             return self.save(outputs.step_name(self.job, self.step), epoch=0)
@@ -418,7 +457,7 @@ class Run:
             )
 
     def _remove(self, path: Path) -> None:
-        if not path.exists():
+        if not path.exists() or not self.processes.is_first:
             return
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -435,7 +474,7 @@ class _Reporter:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.recorder = LossRecorder(run.plan.batches_per_epoch, run.losses)
+        self.recorder = LossRecorder(run._batches_per_epoch, run.losses)
         self.waiting: list[Pending] = []
         self._last = time.perf_counter()
         self._memory_at = 0.0
@@ -469,15 +508,15 @@ class _Reporter:
         for pending, losses in zip(waiting, values, strict=True):
             for offset, loss in enumerate(losses):
                 if not math.isfinite(loss):
-                    raise DivergedError(_why_diverged(run, pending.step, loss))
+                    raise DivergedError(_why_diverged(run, run.job.origin_step + pending.step, loss))
                 self.recorder.add(pending.first_micro_in_epoch + offset, loss)
             extra = {name: float(value) for name, value in pending.extra.items()}
             mean = sum(losses) / len(losses)
             average = self.recorder.average
             run.events.emit(
                 StepDone(
-                    step=pending.step,
-                    epoch=pending.epoch,
+                    step=run.job.origin_step + pending.step,
+                    epoch=run.job.origin_epoch + pending.epoch,
                     loss=mean,
                     avr_loss=average,
                     lr=pending.lr,
@@ -486,7 +525,7 @@ class _Reporter:
                 )
             )
             rates = {f"lr/{name}": rate for name, rate in pending.lr.items()}
-            run.scalars.step(pending.step, losses, average, {**rates, **extra})
+            run.scalars.step(run.job.origin_step + pending.step, losses, average, {**rates, **extra})
         if now - self._kept_at > KEEP_EVERY_S:
             run.keep_good()
             self._kept_at = time.perf_counter()

@@ -24,13 +24,13 @@ _EXTENSIONS = {"safetensors": ".safetensors", "ckpt": ".ckpt", "pt": ".pt"}
 
 
 def step_name(job: Job, step: int) -> str:
-    """Stem of what is saved at ``step``."""
-    return f"{job.output_name}-step{step:08d}"
+    """Stem of what is saved at ``step`` of this run; the name counts the steps before it too."""
+    return f"{job.output_name}-step{job.origin_step + step:08d}"
 
 
 def epoch_name(job: Job, epoch: int) -> str:
-    """Stem of what is saved after ``epoch`` (from 1)."""
-    return f"{job.output_name}-{epoch:06d}"
+    """Stem of what is saved after ``epoch`` (from 1) of this run; the name counts those before it too."""
+    return f"{job.output_name}-{job.origin_epoch + epoch:06d}"
 
 
 def final_name(job: Job) -> str:

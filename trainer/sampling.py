@@ -14,6 +14,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from trainer.files import atomic_path
 from trainer.job import Job
 from trainer.prompts import SamplePrompt, ignored_options
 
-__all__ = ["SAMPLERS", "denoise", "sample", "scheduler_for"]
+__all__ = ["SAMPLERS", "Drawn", "denoise", "draw", "model_calls", "sample", "scheduler_for", "write_picture"]
 
 SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
@@ -146,20 +147,12 @@ def sample(
     Raises:
         OSError: A picture cannot be written.
     """
-    settings = [_settings(family, job, prompt) for prompt in prompts]
+    names = {_settings(family, job, prompt)[2] for prompt in prompts}
     for line in ignored_options(prompts):
         emit(LogLine(message=line, level="warning"))
-    for name in sorted({name for _, _, name, _, _ in settings} - _known_samplers()):
+    for name in sorted(names - _known_samplers()):
         emit(LogLine(message=f"there is no sampler {name!r}: drawn with ddim, as in Kohya", level="warning"))
-    schedulers = [
-        family.sample_scheduler(width, height)
-        or scheduler_for(name, v_prediction=job.config.v_parameterization)
-        for _, _, name, width, height in settings
-    ]
-    with _quiet():
-        for scheduler, (steps, *_) in zip(schedulers, settings, strict=True):
-            scheduler.set_timesteps(steps)
-    total = sum(len(scheduler.timesteps) for scheduler in schedulers)
+    total = model_calls(family, job, prompts)
     emit(PhaseStarted(phase="sample", total=total, unit="steps"))
     done = 0
 
@@ -168,27 +161,73 @@ def sample(
         done += 1
         emit(Progress(phase="sample", done=done, total=total))
 
+    for index, drawn in enumerate(draw(family, job, prompts, stop=stop, progress=progress)):
+        prompt = prompts[index]
+        path = job.output_dir / "sample" / _file_name(job, prompt, index, step, epoch)
+        facts = f"{drawn.facts}, Model: {job.output_name}, Training step: {step}"
+        write_picture(path, drawn.pixels_1CHW, prompt, facts, {"seed": str(drawn.seed), "step": str(step)})
+        emit(
+            SampleReady(step=step, epoch=epoch, index=index, prompt=prompt.prompt, seed=drawn.seed, path=path)
+        )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One picture."""
+
+    pixels_1CHW: Tensor
+    """In [-1, 1], float32."""
+    seed: int
+    facts: str
+    """Steps, sampler, CFG scale, seed and size, as AUTOMATIC1111's web UI writes them."""
+
+
+def model_calls(family: Family, job: Job, prompts: Sequence[SamplePrompt]) -> int:
+    """How often the denoiser is called for ``prompts``: what a bar counts."""
+    total = 0
+    for prompt in prompts:
+        scheduler = _scheduler(family, job, prompt)
+        with _quiet():
+            scheduler.set_timesteps(_settings(family, job, prompt)[0])
+        total += len(scheduler.timesteps)
+    return total
+
+
+@torch.no_grad()
+def draw(
+    family: Family,
+    job: Job,
+    prompts: Sequence[SamplePrompt],
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[], None] = lambda: None,
+) -> Iterator[Drawn]:
+    """Draw ``prompts`` one after the other; ends early where ``stop`` says so.
+
+    The texts are encoded before the first picture, so that the text encoders are on the device once.
+
+    Args:
+        family: The loaded models, with whatever network is attached.
+        job: For the sampler and the kind of prediction.
+        prompts: What to draw.
+        stop: Asked before each call of the denoiser.
+        progress: Called after each call of the denoiser.
+    """
     with _evaluating(family):
         with _on_device(family, "text_encoders"):
-            texts = [
-                family.for_sample(
-                    family.encode_sample_prompts(
-                        [prompt.negative, prompt.prompt]
-                        if family.uses_negative(cfg_scale)
-                        else [prompt.prompt]
-                    ),
-                    prompt,
-                )
-                for prompt, (_, cfg_scale, *_) in zip(prompts, settings, strict=True)
-            ]
-        for index, (prompt, text, scheduler) in enumerate(zip(prompts, texts, schedulers, strict=True)):
-            steps, cfg_scale, name, width, height = settings[index]
+            texts = []
+            for prompt in prompts:
+                guided = family.uses_negative(_settings(family, job, prompt)[1])
+                words = [prompt.negative, prompt.prompt] if guided else [prompt.prompt]
+                texts.append(family.for_sample(family.encode_sample_prompts(words), prompt))
+        for prompt, text in zip(prompts, texts, strict=True):
+            steps, cfg_scale, name, width, height = _settings(family, job, prompt)
             # Not from any generator of the run, so that its draws stay what they are.
             seed = random.SystemRandom().randrange(2**32) if prompt.seed is None else prompt.seed
             latents = denoise(
                 family,
                 text,
-                scheduler,
+                _scheduler(family, job, prompt),
                 latent_size=(height // family.latent_factor, width // family.latent_factor),
                 steps=steps,
                 cfg_scale=cfg_scale,
@@ -200,11 +239,16 @@ def sample(
                 return
             with _on_device(family, "vae"):
                 pixels = family.decode_latents(latents)
-            path = job.output_dir / "sample" / _file_name(job, prompt, index, step, epoch)
             facts = f"Steps: {steps}, Sampler: {name}, CFG scale: {cfg_scale:g}, Seed: {seed}, "
-            facts += f"Size: {width}x{height}, Model: {job.output_name}, Training step: {step}"
-            _write(path, pixels, prompt, facts, {"seed": str(seed), "step": str(step)})
-            emit(SampleReady(step=step, epoch=epoch, index=index, prompt=prompt.prompt, seed=seed, path=path))
+            yield Drawn(pixels, seed, f"{facts}Size: {width}x{height}")
+
+
+def _scheduler(family: Family, job: Job, prompt: SamplePrompt) -> Any:
+    """A fresh scheduler for a picture."""
+    _, _, name, width, height = _settings(family, job, prompt)
+    return family.sample_scheduler(width, height) or scheduler_for(
+        name, v_prediction=job.config.v_parameterization
+    )
 
 
 @contextlib.contextmanager
@@ -241,8 +285,14 @@ def _file_name(job: Job, prompt: SamplePrompt, index: int, step: int, epoch: int
     return f"{start}{when}_{index:02d}_{time.strftime('%Y%m%d%H%M%S')}{end}.png"
 
 
-def _write(path: Path, pixels_1CHW: Tensor, prompt: SamplePrompt, facts: str, more: dict[str, str]) -> None:
-    """Save as PNG with the text that AUTOMATIC1111's web UI reads, and ``more``."""
+def write_picture(
+    path: Path, pixels_1CHW: Tensor, prompt: SamplePrompt, facts: str, more: dict[str, str]
+) -> None:
+    """Save as PNG with the text that AUTOMATIC1111's web UI reads, and ``more``.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     levels = ((pixels_1CHW[0] / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     negative = f"\nNegative prompt: {prompt.negative}" if prompt.negative else ""
     text = PngImagePlugin.PngInfo()

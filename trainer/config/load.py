@@ -25,7 +25,6 @@ from trainer.config.legacy import (
     TEXTUAL_INVERSION_KEYS,
     TOLERATED,
 )
-from trainer.config.own import OWN_KEYS
 from trainer.config.report import FileKind, Finding, FindingKind, Loaded, shown
 from trainer.errors import ConfigError
 
@@ -237,12 +236,6 @@ class _Reader:
         if key in REMOVED or key in RENAMED_FOR_FAMILY:
             why = REMOVED.get(key, "is an option of another family or of whole models")
             self._say("unsupported", key, value, None, f"{name} {why}; it has no effect and is kept")
-        elif key in OWN_KEYS:
-            choices = ("", *OWN_KEYS[key].choices)
-            if not isinstance(value, str) or value.strip().lower() not in choices:
-                allowed = ", ".join(map(shown, choices))
-                text = f"{key} cannot be {shown(value)}: allowed is one of {allowed}; it has no effect"
-                self._say("invalid", key, value, "", text)
         elif key not in TOLERATED:
             self._say("unknown", valid, value, value, f"{name} is not known; it has no effect and is kept")
 

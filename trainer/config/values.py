@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from trainer.config._convert import convert
 from trainer.config.kohya import KohyaConfig
 from trainer.config.legacy import RENAMED
-from trainer.config.own import OWN_KEYS
 from trainer.errors import ConfigError
 
 __all__ = ["with_values"]
@@ -27,17 +26,8 @@ def with_values(config: KohyaConfig, values: Mapping[str, str]) -> KohyaConfig:
             one that is not among the choices of a closed list.
     """
     found: dict[str, object] = {}
-    own: dict[str, object] = {}
     for key, text in values.items():
         name = RENAMED.get(key, key)
-        if key in OWN_KEYS:
-            choices = OWN_KEYS[key].choices
-            if text.strip().lower() not in ("", *choices):
-                raise ConfigError(
-                    f"{key} cannot be {_short(text)}: allowed is one of {', '.join(choices)}, or nothing"
-                )
-            own[key] = text.strip().lower()
-            continue
         if name not in KohyaConfig.model_fields:
             close = difflib.get_close_matches(key, KohyaConfig.model_fields, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else "see Kohya's JSON for the names"
@@ -50,15 +40,7 @@ def with_values(config: KohyaConfig, values: Mapping[str, str]) -> KohyaConfig:
         allowed = setting.ui.outside(found[name]) if setting.ui.choices else ""
         if allowed:
             raise ConfigError(f"{key} cannot be {_short(text)}: allowed is {allowed}")
-    changed = config.model_copy(update=found)
-    if own:
-        extras = {**(config.model_extra or {}), **own}
-        # A key of our own that is empty is left out of the file.
-        extras = {key: value for key, value in extras.items() if value or key not in own}
-        changed = KohyaConfig.model_validate(
-            {**changed.model_dump(include=set(KohyaConfig.model_fields)), **extras}
-        )
-    return changed
+    return config.model_copy(update=found)
 
 
 def _short(text: str) -> str:
