@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import html
 import json
 import sys
@@ -20,11 +19,11 @@ from app.checks import Check, checks, checks_html
 from app.fields import Form, read
 from app.report import report_html, ways_on
 from app.session import Session
+from app.shell import COLLECT, EDITED, LOADED, OPENED, QUIET, Shell, base_name, guarded, page_of, user_of
 from app.tabs import dataset, parameters, review, train
 from trainer import config as configuration
 from trainer.config import KohyaConfig, Loaded
 from trainer.errors import ConfigError, TrainerError
-from trainer.files import REPOSITORY
 
 __all__ = ["build", "head"]
 
@@ -56,10 +55,6 @@ FOLLOW_LOG = """() => setTimeout(() => {
 """Keeps the end of the log in sight, unless a person has scrolled up to read."""
 
 STORED = "() => new Promise((done) => setTimeout(done, 20))"
-EDITED = "(...values) => kiln.edited(values, false)"
-COLLECT = "(...values) => kiln.edited(values, true)"
-LOADED = "(...values) => kiln.loaded(values, false)"
-OPENED = "(...values) => kiln.loaded(values, true)"
 CONNECT = """kiln.connect(server, trigger);
 for (const name of ['apply', 'check', 'now', 'parts', 'collect']) void name;"""
 """gradio finds the names of a component's own events in its script."""
@@ -105,7 +100,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
 
     def act_on_run(data: Any, request: gr.Request) -> dict[str, Any]:
         try:
-            return _act(session, form, data if isinstance(data, dict) else {}, _user(request))
+            return _act(session, form, data if isinstance(data, dict) else {}, user_of(request))
         except TrainerError as error:
             return {"error": str(error)}
 
@@ -184,14 +179,8 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         everything = [*fields, rest, base, origin]
         outputs = [*everything, report]
 
-        def shown(loaded: Loaded, where: Path, message: str, since: str, more: str = "") -> list[Any]:
-            config = loaded.config
-            said = report_html(loaded, message, more)
-            return [*form.show(config), config.model_dump(), _base_name(where), since, said]
-
-        def page_of(sent: Any) -> tuple[KohyaConfig, Path]:
-            loaded, named = read(sent)
-            return loaded.config, _base_named(named)
+        shell = Shell(session, form, everything, draft, outputs, tabs)
+        shown = shell.shown
 
         def on_open(kept: Any, request: gr.Request) -> list[Any]:
             opened()
@@ -201,7 +190,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
                 loaded, named = read(kept)
                 mine = json.loads(kept).get("origin", "")
             except ConfigError:  # no draft: what the server shows
-                loaded, named, mine = Loaded(session.config), _base_name(session.base), ""
+                loaded, named, mine = Loaded(session.config), base_name(session.base), ""
             since = mine if isinstance(mine, str) else ""
             values = [*form.show(loaded.config), loaded.config.model_dump(), named, since[:200]]
             return [*values, "", recents, place]
@@ -268,7 +257,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             # A run that has started is shown by the ticks alone: this answer may come after them.
             try:
                 config, where = page_of(sent)
-                session.start(config, where, _user(request))
+                session.start(config, where, user_of(request))
             except TrainerError as error:
                 return [*train.buttons(session.doing), train.refused(str(error))]
             except Exception as error:  # noqa: BLE001 - a flaw of ours must not leave the button pressed
@@ -278,14 +267,14 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             return [*train.buttons(session.doing), gr.skip()] if session.queue.waiting() else [gr.skip()] * 5
 
         def on_stop(request: gr.Request) -> list[Any]:
-            if refusal := session.stop(_user(request)):
+            if refusal := session.stop(user_of(request)):
                 return [*train.buttons(session.doing), train.refused(refusal)]
             return [gr.skip()] * 5
 
         def on_ask(what: str) -> Callable[[gr.Request], None]:
             def ask(request: gr.Request) -> None:
                 run = session.queue.running()
-                if not session.may(_user(request), run):
+                if not session.may(user_of(request), run):
                     raise ConfigError(
                         "this run was started by somebody else: only they and the admin may do that"
                     )
@@ -319,64 +308,61 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         def on_tick(seen: Any) -> list[Any]:
             return train.tick(session, seen if isinstance(seen, str) else None)
 
-        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        loads: dict[str, Any] = {"js": LOADED, **quiet}
-        collect: dict[str, Any] = {"js": COLLECT, **quiet}
-        page.load(on_open, draft, [*outputs, recent, tabs], js="() => kiln.opening()", **quiet).then(
-            None, everything, draft, js=OPENED, **quiet
+        page.load(on_open, draft, [*outputs, recent, tabs], js="() => kiln.opening()", **QUIET).then(
+            None, everything, draft, **OPENED
         )
         # gradio tells of an input before it has stored it.
         gr.on(
-            [item.input for item in fields], None, None, None, js=STORED, trigger_mode="multiple", **quiet
-        ).then(None, everything, draft, js=EDITED, **quiet)
+            [item.input for item in fields], None, None, None, js=STORED, trigger_mode="multiple", **QUIET
+        ).then(None, everything, draft, **EDITED)
         switches = [form.widgets[item] for item in form.facts()["switches"]]
-        gr.on([item.input for item in switches], None, switches, switches, js="kiln.family", **quiet).then(
-            None, everything, draft, **collect
+        gr.on([item.input for item in switches], None, switches, switches, js="kiln.family", **QUIET).then(
+            None, everything, draft, **COLLECT
         )
-        bridge.apply(None, None, everything, js="() => kiln.pending()", **quiet).then(
-            None, everything, draft, **collect
+        bridge.apply(None, None, everything, js="() => kiln.pending()", **QUIET).then(
+            None, everything, draft, **COLLECT
         )
         bridge.check(
-            _guarded(on_check), draft, panel.checks, trigger_mode="always_last", concurrency_limit=2, **quiet
-        ).then(None, None, None, js="() => kiln.checked()", **quiet)
-        bridge.collect(None, everything, draft, js=EDITED, **quiet)
-        bridge.parts(None, None, parts, js="() => kiln.parts()", **quiet)
-        bridge.now(on_tick, cursor, [cursor, *panel.outputs, past], **quiet)
-        preset.input(None, everything, draft, **collect).then(
-            _guarded(on_preset), [preset, draft], outputs, **quiet
-        ).success(None, everything, draft, **loads)
+            guarded(on_check), draft, panel.checks, trigger_mode="always_last", concurrency_limit=2, **QUIET
+        ).then(None, None, None, js="() => kiln.checked()", **QUIET)
+        bridge.collect(None, everything, draft, **EDITED)
+        bridge.parts(None, None, parts, js="() => kiln.parts()", **QUIET)
+        bridge.now(on_tick, cursor, [cursor, *panel.outputs, past], **QUIET)
+        preset.input(None, everything, draft, **COLLECT).then(
+            guarded(on_preset), [preset, draft], outputs, **QUIET
+        ).success(None, everything, draft, **LOADED)
         for event, source in ((load.click, path), (path.submit, path), (recent.input, recent)):
-            event(_guarded(on_load), source, [*outputs, path, recent], **quiet).success(
-                None, everything, draft, **loads
+            event(guarded(on_load), source, [*outputs, path, recent], **QUIET).success(
+                None, everything, draft, **LOADED
             )
-        upload.upload(_guarded(on_upload), upload, outputs, **quiet).success(None, everything, draft, **loads)
-        new.click(_guarded(on_new), None, outputs, **quiet).success(None, everything, draft, **loads)
-        save.click(None, everything, draft, **collect).then(
-            _guarded(on_save), [draft, path], [origin, report, path, recent], **quiet
-        ).success(None, everything, draft, **loads)
-        download.click(None, everything, draft, **collect).then(
-            _guarded(on_download), draft, [text, name], **quiet
-        ).success(None, [text, name], None, js=DOWNLOAD, **quiet)
-        demo.click(_guarded(on_demo), None, [*outputs, preset, tabs], **quiet).success(
-            None, everything, draft, **loads
+        upload.upload(guarded(on_upload), upload, outputs, **QUIET).success(None, everything, draft, **LOADED)
+        new.click(guarded(on_new), None, outputs, **QUIET).success(None, everything, draft, **LOADED)
+        save.click(None, everything, draft, **COLLECT).then(
+            guarded(on_save), [draft, path], [origin, report, path, recent], **QUIET
+        ).success(None, everything, draft, **LOADED)
+        download.click(None, everything, draft, **COLLECT).then(
+            guarded(on_download), draft, [text, name], **QUIET
+        ).success(None, [text, name], None, js=DOWNLOAD, **QUIET)
+        demo.click(guarded(on_demo), None, [*outputs, preset, tabs], **QUIET).success(
+            None, everything, draft, **LOADED
         )
-        look.click(None, everything, draft, **collect).then(
-            _guarded(on_look(dataset.pictures_html)), draft, pictures, **quiet
+        look.click(None, everything, draft, **COLLECT).then(
+            guarded(on_look(dataset.pictures_html)), draft, pictures, **QUIET
         )
-        look_captions.click(None, everything, draft, **collect).then(
-            _guarded(on_look(dataset.captions_html)), draft, captions, **quiet
+        look_captions.click(None, everything, draft, **COLLECT).then(
+            guarded(on_look(dataset.captions_html)), draft, captions, **QUIET
         )
         # The browser answers a press at once; the server may be busy with a step.
         answered = [panel.start, panel.stop, panel.sample, panel.save, panel.notices]
-        panel.start.click(None, None, panel.start, js=STARTING, **quiet)
-        panel.start.click(None, everything, draft, **collect).then(on_start, draft, answered, **quiet)
-        panel.stop.click(None, None, panel.stop, js=STOPPING, **quiet)
-        panel.stop.click(on_stop, None, answered, **quiet)
-        panel.sample.click(_guarded(on_ask("sample")), None, None, **quiet)
-        panel.save.click(_guarded(on_ask("save")), None, None, **quiet)
+        panel.start.click(None, None, panel.start, js=STARTING, **QUIET)
+        panel.start.click(None, everything, draft, **COLLECT).then(on_start, draft, answered, **QUIET)
+        panel.stop.click(None, None, panel.stop, js=STOPPING, **QUIET)
+        panel.stop.click(on_stop, None, answered, **QUIET)
+        panel.sample.click(guarded(on_ask("sample")), None, None, **QUIET)
+        panel.save.click(guarded(on_ask("save")), None, None, **QUIET)
         # gradio's own autoscroll stays at the top once many lines come at a time.
-        gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **quiet)
-        timer.tick(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **quiet)
+        gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **QUIET)
+        timer.tick(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **QUIET)
     return page, form
 
 
@@ -398,10 +384,10 @@ def _act(session: Session, form: Form, data: dict[str, Any], user: str) -> dict[
     run = session.queue.get(number) if isinstance(number, int) else None
     if run is None:
         raise ConfigError("there is no such run any more: reload the page")
-    if what == "open":
+    if what == "open" and run.kind == "training":
         config = configuration.loads(run.config).config
         values = dict(zip(form.widgets, form.show(config), strict=True))
-        where = _base_name(Path(run.base))
+        where = base_name(Path(run.base))
         return {"values": values, "rest": config.model_dump(), "base": where, "origin": run.name}
     if what == "show":
         if session.doing != "idle":
@@ -420,43 +406,6 @@ def _act(session: Session, form: Form, data: dict[str, Any], user: str) -> dict[
     else:
         raise ConfigError("the page asked for something that does not exist: reload it")
     return {"message": ""}
-
-
-def _user(request: Any) -> str:
-    """Who is logged in; "" where nobody logs in."""
-    name = getattr(request, "username", None)
-    if isinstance(name, str):
-        return name
-    app, cookies = getattr(request, "app", None), getattr(request, "cookies", {})
-    tokens = getattr(app, "tokens", {})
-    for kind in ("access-token", "access-token-unsecure"):
-        found = tokens.get(cookies.get(f"{kind}-{getattr(app, 'cookie_id', '')}"))
-        if isinstance(found, str):
-            return found
-    return ""
-
-
-def _guarded(act: Any) -> Any:
-    """A person's mistake becomes a message on the page."""
-
-    @functools.wraps(act)
-    def wrapped(*arguments: Any) -> Any:
-        try:
-            return act(*arguments)
-        except TrainerError as error:
-            message = html.escape(str(error))
-            raise gr.Error(message, duration=20, title="Please check", print_exception=False) from error
-
-    return wrapped
-
-
-def _base_name(base: Path) -> str:
-    """How the page remembers where relative paths start: a name, since a browser may send anything."""
-    return "program" if base == REPOSITORY else ""
-
-
-def _base_named(name: Any) -> Path:
-    return REPOSITORY if name == "program" else Path.cwd()
 
 
 def _plain_name(text: str) -> str:

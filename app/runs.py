@@ -19,7 +19,8 @@ TABLE = """CREATE TABLE IF NOT EXISTS runs (
     id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, owner TEXT NOT NULL, config TEXT NOT NULL,
     base TEXT NOT NULL, status TEXT NOT NULL, place REAL NOT NULL, created REAL NOT NULL, started REAL, ended REAL,
     journal TEXT NOT NULL DEFAULT '', message TEXT NOT NULL DEFAULT '', step INTEGER NOT NULL DEFAULT 0,
-    steps INTEGER NOT NULL DEFAULT 0, step_s REAL, work TEXT NOT NULL DEFAULT '')"""
+    steps INTEGER NOT NULL DEFAULT 0, step_s REAL, work TEXT NOT NULL DEFAULT '',
+    kind TEXT NOT NULL DEFAULT 'training')"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Run:
     owner: str
     """Who started it; "" where nobody logs in."""
     config: str
-    """Kohya's JSON, without secrets."""
+    """Kohya's JSON, without secrets; for other work what `app.works` makes it from."""
     base: str
     """Folder that relative paths start from."""
     status: Status
@@ -48,6 +49,8 @@ class Run:
     """Mean time of a step."""
     work: str
     """What decides the time of a step: family, size, batch, precision, device."""
+    kind: str
+    """"training", or a name in `app.works.KINDS`."""
 
 
 class Runs:
@@ -65,6 +68,8 @@ class Runs:
         """Grows with every change."""
         with self._open() as database:
             database.execute(TABLE)
+            if "kind" not in [row["name"] for row in database.execute("PRAGMA table_info(runs)")]:
+                database.execute("ALTER TABLE runs ADD COLUMN kind TEXT NOT NULL DEFAULT 'training'")
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -104,14 +109,17 @@ class Runs:
         found = self._read("WHERE work = ? AND step_s IS NOT NULL ORDER BY started DESC LIMIT 1", work)
         return found[0].step_s if found else None
 
-    def add(self, *, name: str, owner: str, config: str, base: str, first: bool = False) -> Run:
+    def add(
+        self, *, name: str, owner: str, config: str, base: str, first: bool = False, kind: str = "training"
+    ) -> Run:
         """Put a run at the end of those that wait, or before them."""
         with self._open() as database:
             edge = "MIN(place) - 1" if first else "MAX(place) + 1"
             row = database.execute(f"SELECT {edge} AS place FROM runs WHERE status = 'waiting'").fetchone()
-            values = (name, owner, config, base, "waiting", row["place"] or 0.0, time.time())
+            values = (name, owner, config, base, "waiting", row["place"] or 0.0, time.time(), kind)
             number = database.execute(
-                "INSERT INTO runs (name, owner, config, base, status, place, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO runs (name, owner, config, base, status, place, created, kind) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
             ).lastrowid
             self.revision += 1

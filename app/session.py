@@ -9,20 +9,32 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from app import works
 from app.options import Options
 from app.paths import Paths
-from app.runs import Run, Runs
+from app.runs import Run, Runs, Status
 from app.view import RunView, State
 from trainer import config as configuration
 from trainer.config import KohyaConfig
 from trainer.errors import ConfigError, TrainerError
-from trainer.events import EventLog, JobFailed, JobFinished, JobStopped, StepDone, read_journal
+from trainer.events import (
+    EventLog,
+    JobFailed,
+    JobFinished,
+    JobStopped,
+    StepDone,
+    WorkFinished,
+    read_journal,
+)
 from trainer.files import atomic_write
 from trainer.job import Job
 from trainer.worker import Runner
+
+if TYPE_CHECKING:
+    from trainer.work import Work
 
 __all__ = ["Session", "work_of"]
 
@@ -116,11 +128,16 @@ class Session:
             journal = self.paths.resolve(run.journal)
             for event in read_journal(journal):
                 log.emit(event)
-            self._serve(journal.parent.parent.parent / "sample")
+            if run.kind == "training":
+                self.serve(journal.parent.parent.parent / "sample")
+            elif (
+                pictures := works.load(run.kind, run.config, Path(run.base), self.paths).pictures
+            ) is not None:
+                self.serve(pictures)
         except (OSError, ValueError, ConfigError):  # never begun, moved away, or outside today's roots
             log = EventLog()
         events, _ = log.since(0)
-        if events and not isinstance(events[-1], JobFinished | JobStopped | JobFailed):
+        if events and not isinstance(events[-1], JobFinished | WorkFinished | JobStopped | JobFailed):
             step = max((event.step for event in events if isinstance(event, StepDone)), default=0)
             message = CUT_OFF if run.status == "interrupted" else run.message or CUT_OFF
             log.emit(JobFailed(message=message, step=step, time=events[-1].time))
@@ -130,7 +147,8 @@ class Session:
             self.view = RunView(log, self.thumbnails, run=run)
             self.runs += 1
 
-    def _serve(self, folder: Path) -> None:
+    def serve(self, folder: Path) -> None:
+        """Let pages fetch the files of a folder that the server itself chose or checked."""
         if str(folder) not in self.served:
             self.served.append(str(folder))
 
@@ -159,33 +177,64 @@ class Session:
                 self._begin(run, job)
             return run
 
+    def enqueue(self, kind: str, settings: str, base: Path, owner: str = "") -> Run:
+        """Let the queue do work that is no training: now, or after those that wait.
+
+        Args:
+            kind: A key of `app.works.KINDS`.
+            settings: What that kind's module makes the work from.
+            base: Folder that relative paths start from.
+            owner: Who asked for it; "" where nobody logs in.
+
+        Raises:
+            ConfigError: It cannot be done.
+        """
+        work = works.load(kind, settings, base, self.paths)
+        with self._lock:
+            going = self.runner.running
+            run = self.queue.add(
+                name=work.name, owner=owner, config=settings, base=str(base), first=not going, kind=kind
+            )
+            if not going:
+                self._begin(run, work)
+            return run
+
     def advance(self) -> None:
         """Start the next of those that wait, where nothing goes on and nobody holds them."""
         with self._lock:
             while not self.held and not self.runner.running and (waiting := self.queue.waiting()):
                 run = waiting[0]
                 try:
-                    base = Path(run.base)
-                    job = Job.from_config(configuration.loads(run.config).config, base=base)
-                    self.paths.check(job)
-                    self._begin(run, job)
+                    self._begin(run, self._load(run))
                 except TrainerError as error:
                     now = time.time()
                     self.queue.change(run.id, status="failed", message=str(error), started=now, ended=now)
 
-    def _begin(self, run: Run, job: Job) -> None:
+    def _load(self, run: Run) -> Job | Work:
+        """What a run in the list does."""
+        base = Path(run.base)
+        if run.kind != "training":
+            return works.load(run.kind, run.config, base, self.paths)
+        job = Job.from_config(configuration.loads(run.config).config, base=base)
+        self.paths.check(job)
+        return job
+
+    def _begin(self, run: Run, job: Job | Work) -> None:
         self.runner.start(job)
+        training = job if isinstance(job, Job) else None
         values = {
             "status": "running",
-            "started": job.started,
+            "started": training.started if training else time.time(),
             "journal": str(job.journal),
-            "work": work_of(job),
+            "work": work_of(training) if training else "",
         }
         self.queue.change(run.id, **values)
         run = self.queue.get(run.id) or run
-        self.view = RunView(self.runner.events, self.thumbnails, run=run, job=job)
+        self.view = RunView(self.runner.events, self.thumbnails, run=run, job=training)
         self.runs += 1
-        self._serve(job.output_dir / "sample")
+        pictures = job.output_dir / "sample" if isinstance(job, Job) else job.pictures
+        if pictures is not None:
+            self.serve(pictures)
         self._follower = threading.Thread(
             target=self._follow, args=(run, self.view), name="follow", daemon=True
         )
@@ -195,7 +244,12 @@ class Session:
         """Wait for the end of a run, note it, and start the next one."""
         self.runner.wait()
         view.update()
-        status = {JobFinished: "finished", JobStopped: "stopped"}.get(type(view.end), "failed")
+        ends: dict[type, Status] = {
+            JobFinished: "finished",
+            WorkFinished: "finished",
+            JobStopped: "stopped",
+        }
+        status = ends.get(type(view.end), "failed")
         message = view.end.message if isinstance(view.end, JobFailed) else ""
         steps = view.started.steps if view.started else 0
         step = view.step.step if view.step else 0
@@ -234,6 +288,8 @@ class Session:
         run = self.queue.get(number)
         if run is None:
             raise ConfigError("there is no such run any more: reload the page")
+        if run.kind != "training":
+            return self.enqueue(run.kind, run.config, Path(run.base), user)
         state = self.newest_state(run)
         if state is None:
             raise ConfigError(

@@ -34,6 +34,7 @@ from trainer.events import (
     Progress,
     SampleReady,
     StepDone,
+    WorkFinished,
 )
 from trainer.files import atomic_path
 from trainer.job import Job
@@ -116,7 +117,7 @@ class RunView:
     phase: str = ""
     done: int = 0
     total: int | None = None
-    end: JobFinished | JobStopped | JobFailed | None = None
+    end: JobFinished | WorkFinished | JobStopped | JobFailed | None = None
     timed: tuple[float, int] = (0.0, 0)
     """Sum and count of the reported step times."""
     _cursor: int = 0
@@ -166,6 +167,10 @@ class RunView:
                 self._say(event, f"removed {event.path.name}")
             case JobFinished():
                 self._end(event, f"finished after {event.elapsed_s:.0f} s: {event.path}")
+            case WorkFinished():
+                self._end(event, f"finished after {event.elapsed_s:.0f} s: {event.message}")
+            case JobStopped() if event.state is None:
+                self._end(event, f"stopped after {event.elapsed_s:.0f} s")
             case JobStopped():
                 self._end(event, f"stopped at step {event.step}; to go on, resume from {event.state}")
             case JobFailed():
@@ -183,7 +188,7 @@ class RunView:
             self.warnings.append(event.message)
             self.revisions["notices"] += 1
 
-    def _end(self, event: JobFinished | JobStopped | JobFailed, text: str) -> None:
+    def _end(self, event: JobFinished | WorkFinished | JobStopped | JobFailed, text: str) -> None:
         self.end = event
         self.revisions["progress"] += 1
         self.revisions["notices"] += 1
@@ -246,12 +251,15 @@ class RunView:
             return '<p class="kiln-empty">Nothing is being trained.</p>'
         share = 0.0 if not self.total else min(self.done / self.total, 1.0)
         tone = "going" if self.total else "going unknown"
-        if isinstance(self.end, JobFinished):
+        if isinstance(self.end, JobFinished | WorkFinished):
             share, words, tone = 1.0, f"Finished in {duration(self.end.elapsed_s)}", "done"
         elif isinstance(self.end, JobStopped):
-            words, tone = f"Stopped at step {self.end.step} and saved", "stopped"
+            saved = self.end.path is not None or self.end.state is not None
+            words, tone = f"Stopped at step {self.end.step} and saved" if saved else "Stopped", "stopped"
         elif isinstance(self.end, JobFailed):
-            words, tone = f"Failed at step {self.end.step}" if self.end.step else "Did not start", "failed"
+            training = self.run is None or self.run.kind == "training"
+            early = "Did not start" if training else "Failed"
+            words, tone = f"Failed at step {self.end.step}" if self.end.step else early, "failed"
         elif state == "stopping":
             words, tone = "Stopping: this step is finished and saved first", f"{tone} stopped"
         else:
@@ -283,6 +291,9 @@ class RunView:
                 more = set_button("Train on with this LoRA", values) if path.exists() else ""
                 where = f"<code>{html.escape(str(path))}</code>"
                 parts.append(alert("done", "The LoRA is here:", f"{where}{row(more)}"))
+            case WorkFinished(message=message, path=path):
+                where = "" if path is None else f"<code>{html.escape(str(path))}</code>"
+                parts.append(alert("done", message, where))
             case JobStopped(state=state) if state is not None:
                 where = f"<code>{html.escape(str(state))}</code>"
                 parts.append(
@@ -307,6 +318,8 @@ class RunView:
 
     def command_html(self) -> str:
         """The command that does the same without the page."""
+        if self.run is not None and self.run.kind != "training":
+            return '<p class="kiln-empty">This was started on the page; it has no command.</p>'
         if self.started is None or self.run is None or self.run.started is None:
             return '<p class="kiln-empty">The command of a run stands here once it has started.</p>'
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(self.run.started))

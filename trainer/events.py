@@ -35,7 +35,9 @@ __all__ = [
     "Progress",
     "SampleReady",
     "StepDone",
+    "WorkFinished",
     "read_journal",
+    "read_line",
 ]
 
 
@@ -172,6 +174,15 @@ class JobFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkFinished(Event):
+    """Work that is no training is done; ``message`` is one sentence that says what was made."""
+
+    message: str
+    path: Path | None
+    elapsed_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobStopped(Event):
     """The run was stopped by a person, after finishing a step and saving."""
 
@@ -252,6 +263,11 @@ class EventLog:
             self._events.append(event)
             self._write([event.as_json()])
 
+    def relay(self, event: Event) -> None:
+        """Append an event whose journal another process writes."""
+        with self._lock:
+            self._events.append(event)
+
     def since(self, cursor: int) -> tuple[list[Event], int]:
         """Events from position ``cursor`` on, and the position to ask from next time."""
         with self._lock:
@@ -276,19 +292,22 @@ def read_journal(path: Path) -> Iterator[Event]:
     """
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            try:
-                values = json.loads(line)
-                kind = Event.kinds[values.pop("event")]
-                known = {item.name: item for item in dataclasses.fields(kind)}
-                yield kind(
-                    **{
-                        name: _typed(known[name].type, value)
-                        for name, value in values.items()
-                        if name in known
-                    }
-                )
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
+            event = read_line(line)
+            if event is not None:
+                yield event
+
+
+def read_line(line: str) -> Event | None:
+    """The event of one line of a journal; None where it is torn or of an unknown kind."""
+    try:
+        values = json.loads(line)
+        kind = Event.kinds[values.pop("event")]
+        known = {item.name: item for item in dataclasses.fields(kind)}
+        return kind(
+            **{name: _typed(known[name].type, value) for name, value in values.items() if name in known}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _typed(annotation: Any, value: Any) -> Any:

@@ -15,17 +15,17 @@ from trainer.events import EventLog, JobFailed
 
 if TYPE_CHECKING:
     from trainer.job import Job
+    from trainer.work import Work
 
 __all__ = ["Runner"]
 
 
 @dataclass
 class Runner:
-    """Runs one job at a time on a worker thread; any number of pages follow `events`."""
+    """Runs one job or other work at a time on a worker thread; any number of pages follow `events`."""
 
     events: EventLog = field(default_factory=EventLog)
     controls: Controls = field(default_factory=Controls)
-    job: Job | None = None
     _thread: threading.Thread | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -34,7 +34,7 @@ class Runner:
         """Whether a run is going on."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, job: Job) -> None:
+    def start(self, job: Job | Work) -> None:
         """Start ``job`` on the worker thread.
 
         Raises:
@@ -43,18 +43,25 @@ class Runner:
         with self._lock:
             if self.running:
                 raise ConfigError("a run is going on: stop it first, or wait until it has finished")
-            self.job, self.events, self.controls = job, EventLog(), Controls()
+            self.events, self.controls = EventLog(), Controls()
             self._thread = threading.Thread(
                 target=self._work, args=(job, self.events, self.controls), name="trainer", daemon=True
             )
             self._thread.start()
 
     @staticmethod
-    def _work(job: Job, events: EventLog, controls: Controls) -> None:
-        try:
-            from trainer.runner import run
+    def _work(job: Job | Work, events: EventLog, controls: Controls) -> None:
+        from trainer.job import Job
 
-            run(job, events, controls)
+        try:
+            if isinstance(job, Job):
+                from trainer.runner import run
+
+                run(job, events, controls)
+            else:
+                from trainer.work import perform
+
+                perform(job, events, controls)
         except BaseException as error:  # noqa: BLE001 - the page lives on
             said = any(isinstance(event, JobFailed) for event in events.since(0)[0])
             if not said:  # the engine itself could not be imported

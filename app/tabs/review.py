@@ -44,9 +44,9 @@ def _item(run: Run) -> str:
         facts.append(run.owner)
     words = f"<b>{html.escape(run.name)}</b> <em>{STATUS.get(run.status, run.status)}</em>"
     message = f"<p>{html.escape(run.message)}</p>" if run.message else ""
-    actions = act_button("Show", {"do": "show", "run": run.id}) + act_button(
-        "Open", {"do": "open", "run": run.id}
-    )
+    actions = act_button("Show", {"do": "show", "run": run.id})
+    if run.kind == "training":
+        actions += act_button("Open", {"do": "open", "run": run.id})
     if run.status in ("stopped", "interrupted", "failed"):
         actions += act_button("Resume", {"do": "resume", "run": run.id}, "primary")
     ask = f"Take {run.name} off the list? Its files stay."

@@ -234,7 +234,7 @@ def queue_html(session: Session) -> str:
         return ""
     items = []
     for index, run in enumerate(waiting):
-        actions = act_button("Open", {"do": "open", "run": run.id})
+        actions = act_button("Open", {"do": "open", "run": run.id}) if run.kind == "training" else ""
         if index:
             actions += act_button("Up", {"do": "move", "run": run.id, "by": -1})
         if index < len(waiting) - 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +34,19 @@ def loops_closed() -> Iterator[None]:
 with loops_closed():
     import gradio  # noqa: F401
 
+from app.paths import Paths  # noqa: E402
+from app.session import Session  # noqa: E402
+from trainer.config import KohyaConfig  # noqa: E402
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _closed() -> Iterator[None]:
     with loops_closed():
         yield
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
+    """A server's state, with no run yet."""
+    paths = Paths({}, confined=False)
+    return Session(paths=paths, state=tmp_path / "state", config=KohyaConfig(), base=tmp_path)

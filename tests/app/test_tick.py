@@ -38,12 +38,6 @@ FIRST = 1 + len(BUTTONS)
 
 
 @pytest.fixture
-def session(tmp_path: Path) -> Session:
-    paths = Paths({}, confined=False)
-    return Session(paths=paths, state=tmp_path / "state", config=KohyaConfig(), base=tmp_path)
-
-
-@pytest.fixture
 def worker(session: Session) -> Iterator[threading.Event]:
     """A run that goes on until the event is set."""
     end = threading.Event()
