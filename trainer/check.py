@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from trainer import advice, devices, memory, optimizers, plugins, schedules
+from trainer import advice, devices, launch, memory, optimizers, plugins, schedules
 from trainer.config import Finding, KohyaConfig, ui_of
 from trainer.data import folder
 from trainer.data.dataset_config import apply_dataset_config
@@ -63,6 +63,13 @@ def check(
     except TrainerError as error:
         errors.append(str(error))
     try:
+        launch.check(job)
+        found["effective values"] += [str(note) for note in launch.notes(job)]
+        if launch.processes(job) > 1:
+            found["processes"] = launch.processes(job)
+    except TrainerError as error:
+        errors.append(str(error))
+    try:
         memory.check(job, device)
         found["effective values"] += [str(note) for note in memory.notes(job)]
     except TrainerError as error:
@@ -80,7 +87,7 @@ def check(
         dataset = folder.scan(job)
         found |= _dataset(dataset)
         plugins.Folder("trainer.families").get(job.family).check(job, dataset)
-        plan = Plan.make(job, dataset)
+        plan = Plan.make(job, dataset, launch.processes(job))
         found["steps"] = {
             "max_train_steps": plan.max_train_steps,
             "epochs": plan.epochs,

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import types
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -46,6 +48,9 @@ from trainer.events import (
 )
 from trainer.events import Progress as ProgressEvent
 from trainer.files import REPOSITORY
+
+if TYPE_CHECKING:
+    from trainer.job import Job
 
 __all__ = ["base_folder", "main"]
 
@@ -97,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
             dest="values",
             help="replace a field of the file; may be given any number of times",
         )
+    # What a parent tells its children: see trainer.launch.
+    for flag in ("--started", "--asks", "--parent"):
+        train.add_argument(flag, help=argparse.SUPPRESS)
     check.add_argument("--json", action="store_true", help="print JSON")
     check.add_argument(
         "--vram",
@@ -148,12 +156,17 @@ def _train(options: argparse.Namespace) -> int:
     config, report = _load(options)
     console = Console(stderr=True)
     _print_report(report, console)
+    from trainer import launch
     from trainer.job import Job
     from trainer.runner import run
 
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    job = Job.from_config(config, base=base_folder(options.config))
+    started = float(options.started) if options.started else None
+    base = Path.cwd() if options.asks else base_folder(options.config)
+    job = Job.from_config(config, base=base, started=started)
     controls = Controls()
+    if launch.is_child():
+        return _train_along(options, job, controls, console)
 
     def stop(number: int, frame: types.FrameType | None) -> None:
         if controls.stop.is_set():
@@ -167,6 +180,26 @@ def _train(options: argparse.Namespace) -> int:
     with _Screen(console) as screen:
         outcome = run(job, screen, controls)
     return STOPPED if outcome.stopped else 0
+
+
+def _train_along(options: argparse.Namespace, job: Job, controls: Controls, console: Console) -> int:
+    """One of several processes, which a launcher started: the first of them says how it goes."""
+    from trainer import launch
+    from trainer.runner import run
+
+    is_first = os.environ.get("RANK", "0") == "0"
+
+    def stop(number: int, frame: types.FrameType | None) -> None:
+        controls.stop.set()  # however often it is said: terminal, launcher and scheduler all do
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    if options.asks:
+        launch.obey(controls, Path(options.asks), options.parent, is_first=is_first)
+    console.quiet = not is_first
+    with _Screen(console) as screen:
+        run(job, screen, controls)
+    return 0  # after a stop too: launchers end the other processes when one does not end with 0
 
 
 class _Screen(EventLog):
@@ -201,6 +234,10 @@ class _Screen(EventLog):
 
     def emit(self, event: Event) -> None:
         super().emit(event)
+        self._show(event)
+
+    def relay(self, event: Event) -> None:
+        super().relay(event)
         self._show(event)
 
     def _show(self, event: Event) -> None:

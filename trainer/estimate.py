@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import devices, memory, optimizers, plugins, prompts
+from trainer import devices, launch, memory, optimizers, plugins, prompts
 from trainer.data.types import Dataset, Size
 from trainer.draws import Draws
 from trainer.errors import TrainerError
@@ -423,7 +423,7 @@ def _disk(subject: _Subject, dataset: Dataset | None, lora: int, state: int, lat
     file = subject.parameters["trained"] * width
     saves = states = 1
     if dataset is not None:
-        plan = Plan.make(subject.job, dataset)
+        plan = Plan.make(subject.job, dataset, launch.processes(subject.job))
         by_epoch = (plan.epochs - 1) // plan.save_every_n_epochs if plan.save_every_n_epochs else 0
         by_step = plan.max_train_steps // config.save_every_n_steps if config.save_every_n_steps else 0
         kept_epochs = min(by_epoch, config.save_last_n_epochs or by_epoch)

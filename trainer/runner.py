@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from trainer import config as configuration
 from trainer import (
     devices,
+    launch,
     memory,
     metadata,
     networks,
@@ -52,6 +53,7 @@ from trainer.job import Job
 from trainer.loop import Outcome, Run, guarded
 from trainer.objectives import objective_for
 from trainer.plan import Plan
+from trainer.processes import PeerLostError, Processes, join
 from trainer.progress import Scalars
 
 __all__ = ["prepare", "run"]
@@ -75,11 +77,17 @@ def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Dra
     """
     started = time.time()
     controls = controls or Controls()
+    if launch.wants_children(job) and not launch.is_child():
+        return launch.run(job, events, controls)
     current: Run | None = None
+    processes = Processes()
     try:
-        events.open(job.journal)
-        current = prepare(job, events, controls, draws)
+        processes, job = join(job, devices.choose())
+        if processes.is_first:
+            events.open(job.journal)
+        current = prepare(job, events, controls, draws, processes)
         outcome = guarded(current, current.train)
+        processes.leave()
         elapsed_s = time.time() - started
         if outcome.stopped:
             stopped = JobStopped(
@@ -106,6 +114,10 @@ def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Dra
             devices.free()
             known = _out_of_memory(job, error, step, used, kept)
         detail = "" if isinstance(known, TrainerError) else traceback.format_exc()
+        if not processes.is_first and not isinstance(known, PeerLostError):
+            events.open(processes.own_journal(job))
+        if isinstance(known, PeerLostError) and launch.is_told():
+            raise  # the parent knows why the other one ended
         events.emit(JobFailed(message=_sentence(known), step=step, detail=detail))
         if known is error:
             raise
@@ -169,7 +181,13 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None = None) -> Run:
+def prepare(
+    job: Job,
+    events: EventLog,
+    controls: Controls,
+    draws: Draws | None = None,
+    processes: Processes | None = None,
+) -> Run:
     """Everything before step 1: pictures, models, caches, network, optimizer, resumed state.
 
     Raises:
@@ -185,6 +203,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         events.emit(LogLine(message=message, level="warning"))
 
     objective = objective_for(job)
+    processes = processes or Processes()
     device = devices.choose()
     devices.check_precision(config.mixed_precision, device)
     plugin = networks.plugin_for(job)
@@ -192,9 +211,10 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
     memory.check(job, device)
     objective.check(job)
     job.output_dir.mkdir(parents=True, exist_ok=True)
-    states.sweep(job.output_dir)
+    if processes.is_first:
+        states.sweep(job.output_dir)
     say(f"device: {devices.describe(device)}; precision: {config.mixed_precision}")
-    for note in (*job.notes, *optimizers.notes(job), *memory.notes(job)):
+    for note in (*job.notes, *launch.notes(job), *optimizers.notes(job), *memory.notes(job)):
         say(str(note))
 
     events.emit(PhaseStarted(phase="read pictures"))
@@ -209,15 +229,16 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         events.emit(LogLine(message=finding.message, level=level))
     FAMILIES.get(job.family).check(job, dataset)
     accelerator = _accelerator(config.mixed_precision, device)
-    plan = Plan.make(job, dataset, accelerator.num_processes)
+    plan = Plan.make(job, dataset, processes.count)
     schedules.check(job, plan)
     resumed = states.load_state(job.path(config.resume)) if config.resume.strip() else None
     if resumed is not None:
         job, plan = _check_resume(job, plan, resumed, warn)
     draws = draws or Draws(job.seed)
     _say_dataset(dataset, plan, say)
-    configuration.save(job.written, job.output_dir / f"{job.output_name}_{job.stamp}.json")
-    prompts.write_prompt_file(job)
+    if processes.is_first:
+        configuration.save(job.written, job.output_dir / f"{job.output_name}_{job.stamp}.json")
+        prompts.write_prompt_file(job)
 
     events.emit(PhaseStarted(phase="load model"))
     began = time.perf_counter()
@@ -225,10 +246,11 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         job, accelerator.device, devices.weight_dtype(config.mixed_precision), say
     )
     say(f"model loaded in {time.perf_counter() - began:.1f} s")
-    latents = caches.prepare(job, dataset, family, draws, emit=events.emit, stop=controls.stop.is_set)
-    if latents is not None:
-        family.move(["vae"], torch.device("cpu"))
-    family.prepare_text(job, dataset, emit=events.emit, stop=controls.stop.is_set)
+    with processes.one_of_each_machine_first():
+        latents = caches.prepare(job, dataset, family, draws, emit=events.emit, stop=controls.stop.is_set)
+        if latents is not None:
+            family.move(["vae"], torch.device("cpu"))
+        family.prepare_text(job, dataset, emit=events.emit, stop=controls.stop.is_set)
 
     for file, multiplier in _base_weights(job):
         plugin.merge(family, file, multiplier, say)
@@ -267,8 +289,8 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
             draws,
             plan,
             device=accelerator.device,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
+            process=processes.index,
+            processes=processes.count,
         ),
         family=family,
         network=network,
@@ -278,8 +300,9 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
         metadata=metadata.Metadata(job, dataset, plan, family, network, built.description),
         events=events,
         controls=controls,
-        scalars=Scalars(_tensorboard_folder(job)),
+        scalars=Scalars(_tensorboard_folder(job) if processes.is_first else None),
         swap=swap,
+        processes=processes,
     )
     if resumed is not None:
         _restore(current, resumed, say)
@@ -300,6 +323,7 @@ def prepare(job: Job, events: EventLog, controls: Controls, draws: Draws | None 
                 "trainable parameters": parameters,
                 "device": devices.describe(device),
                 "seed": job.seed,
+                **({"processes": processes.count} if processes.count > 1 else {}),
             },
         )
     )
@@ -395,7 +419,5 @@ def _restore(current: Run, resumed: states.State, say: Callable[[str], None]) ->
         current.accelerator.scaler.load_state_dict(dict(resumed.scaler))
     position, plan = resumed.position, current.plan
     current.step = position.step
-    in_epoch = position.step % plan.updates_per_epoch * current.job.config.gradient_accumulation_steps
-    current.micro = position.step // plan.updates_per_epoch * plan.batches_per_epoch + in_epoch
     current.losses = position.losses
     say(f"resumed at step {position.step} of {plan.max_train_steps}")
