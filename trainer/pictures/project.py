@@ -78,7 +78,9 @@ def _letters(name: str) -> str:
 
 def check_token(text: str, pieces: Pieces | None) -> Token:
     """How rare a token is that a person typed."""
-    return Token(text, tuple(pieces(text)) if pieces and text else ())
+    found = pieces(text) if pieces and text else []
+    # How CLIP marks the end of a word, and T5 its beginning.
+    return Token(text, tuple(piece.replace("</w>", "").replace("▁", "") for piece in found))
 
 
 def propose(name: str, pieces: Pieces | None = None) -> Token:
