@@ -26,6 +26,7 @@ __all__ = [
     "Kind",
     "Renamed",
     "TensorFile",
+    "check_fit",
     "clip_names",
     "diffusers_vae_config",
     "diffusers_vae_names",
@@ -42,6 +43,7 @@ __all__ = [
     "open_weights",
     "read_json",
     "under",
+    "unet_name",
 ]
 
 MODELS = REPOSITORY / "assets" / "models"
@@ -263,6 +265,40 @@ def under(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, tuple
     return {key[len(prefix) :]: shape for key, shape in shapes.items() if key.startswith(prefix)}
 
 
+def check_fit(model: nn.Module, file: TensorFile, names: Renamed, *, what: str) -> None:
+    """Whether a file has what a model needs, by names and shapes alone.
+
+    Args:
+        model: Built on the meta device.
+        file: Where the weights are.
+        names: Which tensor goes where.
+        what: Name of the model, for messages.
+
+    Raises:
+        ModelFileError: A tensor is missing or has another shape.
+    """
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    there: set[str] = set()
+    for key, targets in names.items():
+        whole = file.shapes.get(key)
+        if whole is None:
+            continue
+        part = (whole[0] // len(targets), *whole[1:]) if len(targets) > 1 else tuple(whole)
+        for name in targets:
+            # 1x1 convolutions and linear layers hold the same numbers.
+            if name in expected and _squeezed(part) != _squeezed(expected[name]):
+                raise ModelFileError(
+                    f"{file.path}: {key} is {list(part)} where this {what} has {list(expected[name])}"
+                )
+            there.add(name)
+    missing = [name for name in expected if name not in there]
+    if missing:
+        raise ModelFileError(
+            f"{file.path} lacks {len(missing)} of the {len(expected)} tensors of the {what} "
+            f"(e.g. {missing[0]}): the file is incomplete or of another architecture"
+        )
+
+
 def fill(
     model: nn.Module,
     file: TensorFile,
@@ -289,6 +325,7 @@ def fill(
     Raises:
         ModelFileError: A tensor is missing or has another shape.
     """
+    check_fit(model, file, names, what=what)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     loaded: dict[str, Tensor] = {}
     placed: set[str] = set()
@@ -297,13 +334,7 @@ def fill(
         for name, part in zip(targets, tensor.chunk(len(targets)), strict=True):
             if name not in expected:
                 continue
-            # 1x1 convolutions and linear layers hold the same numbers.
-            if tuple(part.shape) != expected[name] and _squeezed(part.shape) == _squeezed(expected[name]):
-                part = part.reshape(expected[name])
-            if tuple(part.shape) != expected[name]:
-                raise ModelFileError(
-                    f"{file.path}: {key} is {list(part.shape)} where this {what} has {list(expected[name])}"
-                )
+            part = part.reshape(expected[name])
             # A part of a larger tensor gets storage of its own, so that the rest can go.
             if place is not None:
                 value = place(name, part.clone() if len(targets) > 1 else part)
@@ -314,12 +345,6 @@ def fill(
                 placed.add(name)
             else:
                 loaded[name] = value
-    missing = [name for name in expected if name not in loaded and name not in placed]
-    if missing:
-        raise ModelFileError(
-            f"{file.path} lacks {len(missing)} of the {len(expected)} tensors of the {what} "
-            f"(e.g. {missing[0]}): the file is incomplete or of another architecture"
-        )
     model.load_state_dict(loaded, assign=True, strict=not placed)
     model.requires_grad_(False)
 
@@ -361,10 +386,16 @@ def ldm_unet_names(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> Rename
     """LDM or SGM keys under ``prefix`` -> names in UNet2DConditionModel (engine facts 4.3)."""
     inner = under(shapes, prefix)
     layers = _layers_per_block(inner)
-    return {prefix + key: (_unet_name(key, layers),) for key in inner}
+    return {prefix + key: (unet_name(key, layers),) for key in inner}
 
 
-def _unet_name(key: str, layers: int) -> str:
+def unet_name(key: str, layers: int) -> str:
+    """A key of the LDM or SGM layout as diffusers names it.
+
+    Args:
+        key: Without "model.diffusion_model.".
+        layers: Residual blocks of a level: 2 in SD and SDXL.
+    """
     for start, name in UNET_ENDS.items():
         if key.startswith(start):
             return name + key[len(start) :]

@@ -48,6 +48,8 @@ from trainer.events import (
 )
 from trainer.events import Progress as ProgressEvent
 from trainer.files import REPOSITORY
+from trainer.tools.commands import VERBS as TOOLS
+from trainer.tools.commands import add_commands
 
 if TYPE_CHECKING:
     from trainer.job import Job
@@ -60,7 +62,7 @@ STOPPED = 130
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     arguments = list(argv)
-    if arguments and arguments[0] not in ("train", "check", "convert", "-h", "--help"):
+    if arguments and arguments[0] not in ("train", "check", "convert", *TOOLS, "-h", "--help"):
         arguments.insert(0, "train")
     options = _parser().parse_args(arguments)
     try:
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a LoRA from a Kohya configuration. Ctrl-C finishes the step, saves and ends.",
         epilog=__doc__.partition("Exit codes")[2].join(("Exit codes", "")) if __doc__ else None,
     )
-    commands = parser.add_subparsers(required=True, metavar="{train,check,convert}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train (the word may be left out)")
     check = commands.add_parser("check", help="say what would be trained, and train nothing")
     convert = commands.add_parser("convert", help="load a configuration and save it as Kohya writes it today")
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("config", type=Path, help="a Kohya JSON")
     convert.add_argument("output", type=Path, help="where to save it")
     convert.set_defaults(run=_convert)
+    add_commands(commands)
     return parser
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from trainer.families._base import Family
     from trainer.lora_file import LoraFile
 
-__all__ = ["kohya_tensors"]
+__all__ = ["ENDINGS", "kohya_tensors", "peft_alpha"]
 
-_ENDINGS = {
+ENDINGS = {
     ".lora_A.weight": ".lora_down.weight",
     ".lora_B.weight": ".lora_up.weight",
     ".lora_A.default.weight": ".lora_down.weight",
@@ -50,7 +50,7 @@ def _aliases(family: Family) -> dict[str, str]:
     return found
 
 
-def _alpha(stem: str, metadata: Mapping[str, str]) -> float | None:
+def peft_alpha(stem: str, metadata: Mapping[str, str]) -> float | None:
     """Alpha that PEFT keeps in a file's metadata, if it is there."""
     try:
         settings = json.loads(metadata.get("lora_adapter_metadata", "{}"))
@@ -74,18 +74,18 @@ def kohya_tensors(file: LoraFile, family: Family) -> dict[str, Tensor]:
     split: dict[str, dict[str, Tensor]] = {}
     found: dict[str, Tensor] = {}
     for key, tensor in file.tensors.items():
-        for ending, ours in _ENDINGS.items():
+        for ending, ours in ENDINGS.items():
             if key.endswith(ending):
                 stem = key.removesuffix(ending)
                 if stem in parts:
                     split.setdefault(stem, {})[ours] = tensor
-                    alpha = _alpha(stem, file.metadata)
+                    alpha = peft_alpha(stem, file.metadata)
                     if alpha is not None:
                         split[stem][".alpha"] = torch.tensor(alpha)
                     break
                 name = aliases.get(stem, stem)
                 found[name + ours] = tensor
-                alpha = _alpha(stem, file.metadata)
+                alpha = peft_alpha(stem, file.metadata)
                 if alpha is not None:
                     found[name + ".alpha"] = torch.tensor(alpha)
                 break
