@@ -1,0 +1,153 @@
+"""Charts of a run as SVG, on one step axis: the page and the report show the same.
+
+Colours are classes, so that light and dark pages give their own; `STYLE` holds them for the report.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from trainer.review.run_folder import Point, RunFolder
+
+__all__ = ["STYLE", "charts", "smoothed"]
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 190, 56, 10, 10, 24
+MOST_POINTS = 600
+SERIES = 6
+
+STYLE = """
+.kiln-chart { display: block; width: 100%; height: auto; max-width: 62rem; }
+.kiln-chart text { font: 11px system-ui, sans-serif; fill: currentColor; opacity: 0.75; }
+.kiln-chart line, .kiln-chart path { fill: none; vector-effect: non-scaling-stroke; }
+.kiln-chart .grid { stroke: currentColor; opacity: 0.14; }
+.kiln-chart .mark { stroke: currentColor; opacity: 0.35; stroke-dasharray: 2 3; }
+.kiln-chart .raw { stroke: #e2ad85; stroke-width: 1; opacity: 0.8; }
+.kiln-chart .s0 { stroke: #c2410c; stroke-width: 2; } .kiln-chart .s1 { stroke: #0f766e; stroke-width: 2; }
+.kiln-chart .s2 { stroke: #6d28d9; stroke-width: 2; } .kiln-chart .s3 { stroke: #a16207; stroke-width: 2; }
+.kiln-chart .s4 { stroke: #be185d; stroke-width: 2; } .kiln-chart .s5 { stroke: #1d4ed8; stroke-width: 2; }
+.kiln-legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; margin: 0 0 0.3rem; font-size: 0.85rem; }
+.kiln-legend svg { width: 18px; height: 8px; margin-right: 0.35rem; vertical-align: middle; }
+"""
+
+
+@dataclass(frozen=True)
+class _Series:
+    """One line: its name, its class, and its points."""
+
+    name: str
+    kind: str
+    points: Sequence[tuple[int, float]]
+
+
+def smoothed(values: Sequence[tuple[int, float]], weight: float = 0.98) -> list[tuple[int, float]]:
+    """Exponential mean with its start corrected (Kingma & Ba 2014, arXiv:1412.6980, section 3)."""
+    mean, correction, found = 0.0, 1.0, []
+    for step, value in values:
+        mean = weight * mean + (1 - weight) * value
+        correction *= weight
+        found.append((step, mean / (1 - correction)))
+    return found
+
+
+def charts(run: RunFolder) -> list[tuple[str, str]]:
+    """Title and HTML of each chart that the run has data for: loss, validation, learning rates."""
+    raw = [(point.step, point.loss) for point in run.points if math.isfinite(point.loss)]
+    average = [(point.step, point.average) for point in run.points if math.isfinite(point.average)]
+    marks = [(each.step, each.path.name) for each in run.checkpoints]
+    span = (min((point.step for point in run.points), default=0), run.last_step)
+    found = []
+    if raw or average:
+        lines = [_Series("each step", "raw", raw)] if raw else []
+        lines.append(_Series("smoothed", "s0", smoothed(raw) if raw else average))
+        found.append(("Loss", _chart(lines, span, marks)))
+    for title, values in (
+        ("Validation loss", _by_name(run.points, [point.validation for point in run.points])),
+        ("Learning rate", _by_name(run.points, [point.lr for point in run.points])),
+    ):
+        lines = [
+            _Series(name, f"s{index % SERIES}", points) for index, (name, points) in enumerate(values.items())
+        ]
+        if lines:
+            found.append((title, _chart(lines, span, marks)))
+    return found
+
+
+def _by_name(
+    points: Sequence[Point], values: Sequence[Mapping[str, float]]
+) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {}
+    for point, each in zip(points, values, strict=True):
+        for name, value in each.items():
+            if math.isfinite(value):
+                found.setdefault(name.strip(), []).append((point.step, value))
+    return found
+
+
+def _chart(lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[tuple[int, str]]) -> str:
+    """Legend and SVG."""
+    first, last = span[0], max(span[1], span[0] + 1)
+    thinned = [_Series(line.name, line.kind, _thin(line.points)) for line in lines]
+    # Single wild steps must not flatten the rest: the axis ends where nearly all values do.
+    every = sorted(value for line in thinned for _, value in line.points)
+    top = every[min(len(every) - 1, int(len(every) * 0.995))] if len(every) > 50 else every[-1]
+    low = min(0.0, every[0]) if every[0] > -1 else every[0]
+    high = top if top > low else low + (abs(low) or 1.0)
+
+    def x(step: float) -> float:
+        return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+
+    def y(value: float) -> float:
+        share = (min(value, high) - low) / (high - low)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for value in _ticks(low, high, 4):
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        )
+        parts.append(f'<text x="{LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
+    for value in _ticks(first, last, 8):
+        place = x(value)
+        anchor = "end" if place > WIDTH - 40 else "middle"
+        parts.append(f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{value:g}</text>')
+    for step, name in marks:
+        if first <= step <= last:
+            parts.append(
+                f'<line class="mark" x1="{x(step):.1f}" x2="{x(step):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
+                f"<title>{html.escape(name)}</title></line>"
+            )
+    for line in thinned:
+        path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in line.points)
+        if len(line.points) == 1:
+            path += f" {x(line.points[0][0]) + 3:.1f},{y(line.points[0][1]):.1f}"
+        parts.append(f'<path class="{line.kind}" d="M{path}"><title>{html.escape(line.name)}</title></path>')
+    keys = "".join(
+        f'<span><svg class="kiln-chart" viewBox="0 0 18 8" aria-hidden="true"><path class="{line.kind}" d="M0,4 18,4"/>'
+        f"</svg>{html.escape(line.name)}</span>"
+        for line in thinned
+    )
+    name = html.escape(", ".join(line.name for line in thinned), quote=True)
+    return (
+        f'<p class="kiln-legend">{keys}</p><svg class="kiln-chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{name}" data-first="{first}" data-last="{last}">{"".join(parts)}</svg>'
+    )
+
+
+def _thin(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most `MOST_POINTS`, the last one among them."""
+    stride = -(-len(points) // MOST_POINTS) or 1
+    return list(points)[::-1][::stride][::-1]
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers between two values, about ``count`` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    scale = 10 ** math.floor(math.log10(raw))
+    step = next(scale * factor for factor in (1, 2, 5, 10) if scale * factor >= raw)
+    start = math.ceil(low / step)
+    return [number * step for number in range(start, math.floor(high / step) + 1)]
