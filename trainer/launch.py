@@ -79,7 +79,7 @@ TAKEN: Mapping[str, bool] = {
 
 def is_child() -> bool:
     """Whether a launcher started this process: it trains, and starts no others."""
-    return any(name in os.environ for name in LAUNCHERS)
+    return any(name in os.environ for name in LAUNCHERS) or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_told() -> bool:
