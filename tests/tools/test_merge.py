@@ -74,7 +74,7 @@ def test_sum_and_concat_scale_factors_as_sdscripts(tmp_path: Path) -> None:
     for method in ("sum", "concat"):
         made = load_file(
             merge([a, b], [0.5, -0.8], tmp_path / f"{method}.safetensors", method=method, say=quiet)
-        )  # type: ignore[arg-type]
+        )
         root = (1.0 / 4.0) ** 0.5
         for stem in SD1:
             parts = {
@@ -125,7 +125,7 @@ def test_what_does_not_go_together_is_refused(two: list[Path], tmp_path: Path) -
     assert not (tmp_path / "out.safetensors").exists()
 
 
-PLACES = {
+PLACES: dict[str, dict[str, tuple[str, slice | None]]] = {
     "sd15": {
         "lora_unet_mid_block_attentions_0_proj_in": (
             "model.diffusion_model.middle_block.1.proj_in.weight",

@@ -186,7 +186,7 @@ def write_tensors(
                         )
                     handle.seek(start + offsets[key])
                     data = tensor.detach().to("cpu", dtype).contiguous()
-                    handle.write(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
+                    handle.write(data.reshape(-1).view(torch.uint8).numpy().data)
                     left.discard(key)
             if left:
                 raise ModelFileError(

@@ -82,7 +82,7 @@ def inspect(path: Path) -> Inspection:
         size_bytes=path.stat().st_size,
         kind=None,
         format=_lora.format_of(file.tensors),
-        dtypes=Counter(str(tensor.dtype).removeprefix("torch.") for tensor in file.tensors.values()),
+        dtypes=dict(Counter(str(each.dtype).removeprefix("torch.") for each in file.tensors.values())),
         metadata=metadata,
         folders=_json(metadata.get("ss_dataset_dirs")),
         tags=_tags(metadata),
@@ -105,7 +105,7 @@ def _with_layers(found: Inspection, file: LoraFile) -> Inspection:
     return replace(
         found,
         kind=kind,
-        layers=Counter(_part(name) for name in pairs),
+        layers=dict(Counter(_part(name) for name in pairs)),
         dims=dict(sorted(Counter(pair.rank for pair in pairs.values()).items())),
         alphas=dict(sorted(Counter(pair.alpha for pair in pairs.values()).items())),
         convolutions=sum(pair.is_wide for pair in pairs.values()),
