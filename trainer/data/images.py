@@ -35,6 +35,7 @@ __all__ = [
     "read_rgb",
     "read_rgba",
     "read_size",
+    "read_small",
     "resize",
     "to_tensor_values",
     "with_mask",
@@ -292,6 +293,39 @@ def read_rgb(source: Path | bytes, name: Path | None = None) -> Pixels:
 def read_rgba(source: Path | bytes, name: Path | None = None) -> Pixels:
     """Upright pixels with alpha, HW4; opaque where the file has no alpha. See `read_rgb`."""
     return _decode(source, "RGBA", source if isinstance(source, Path) else name)
+
+
+def read_small(path: Path, edge: int) -> tuple[Pixels, Size]:
+    """Upright pixels, HW3, shrunk so that the longer edge has at most ``edge``, and the whole picture's size.
+
+    For looking at many pictures: JPEG is decoded at the next larger of a half, a quarter or an eighth,
+    so this is not what is trained.
+
+    Raises:
+        DatasetError: Not a readable picture.
+    """
+    with _file(path) as file:
+        opened = _open(file, path)
+        image, size = opened.image, opened.size
+        try:
+            if image.format in ("JPEG", "MPO"):
+                image.draft("RGB", (edge, edge))
+            image.load()
+            image = _to_eight_bits(image)
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            if image.mode != "RGB":
+                image = image.convert("RGB")
+            longest = max(image.size)
+            if longest > edge:
+                scale = edge / longest
+                target = max(1, round(image.size[0] * scale)), max(1, round(image.size[1] * scale))
+                image = image.resize(target, Image.Resampling.BOX, reducing_gap=2.0)
+            if opened.orientation in UPRIGHT:
+                image = image.transpose(UPRIGHT[opened.orientation])
+            return np.array(image, dtype=np.uint8), size
+        except Exception as error:  # decoders raise anything on damaged data
+            raise _damaged(path, error) from error
 
 
 Taps = tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]
