@@ -15,15 +15,13 @@ from app.runs import Runs
 from app.session import work_of
 from app.view import duration, fold, row, set_button
 from trainer.config import KohyaConfig, ui_of
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError
 from trainer.files import REPOSITORY
 from trainer.job import Job
 
 __all__ = ["Check", "checks", "checks_html"]
 
 Level = Literal["good", "note", "warning", "error"]
-SMALLEST_PX, LARGEST_PX = 256, 2048
-"""The guide's bounds for pictures."""
 GIB = 2**30
 SPACE_KEPT_BYTES = 1 * GIB
 FAMILY_OF_KIND: Mapping[str, Mapping[str, bool]] = {
@@ -72,11 +70,11 @@ def checks(config: KohyaConfig, base: Path, paths: Paths, runs: Runs) -> list[Ch
     from trainer.check import check
 
     config = paths.expand(config)
+    job, wrong = Job.draft(config, base=base, started=0.0)
     try:
-        job = Job.from_config(config, base=base, started=0.0)
         paths.check(job)
-    except TrainerError as error:
-        return [_failure(str(error), config)]
+    except ConfigError as error:  # nothing there is looked at
+        return [_failure(text, config) for text in [*wrong, *error.messages]]
     model = _model(job)
     found = check(config, base=base)
     lines = list(model)
@@ -84,36 +82,97 @@ def checks(config: KohyaConfig, base: Path, paths: Paths, runs: Runs) -> list[Ch
     file = str(job.path(job.config.pretrained_model_name_or_path))
     # What the trainer says of a model that is named above already is not said twice.
     lines += [_failure(text, config) for text in found["errors"] if not (mended and file in text)]
+    lines += _files(job)
     lines += _data(found, job)
     lines += _resolution(job)
+    lines += _samples(job)
     lines += _steps(found, job, runs)
     lines += _output(job, found)
     lines += _memory(found)
-    effective = found.get("effective values", [])
-    if effective:
-        lines.append(Check("note", "Trained otherwise than written: " + "; ".join(map(str, effective))))
-    idle = found.get("without effect", [])
-    if idle:
-        names = ", ".join(ui_of(text.partition(":")[0]).label for text in idle)
-        lines.append(Check("note", f"Changed, but without effect here: {names}"))
+    for note in map(str, found.get("effective values", [])):
+        lines.append(Check("note", f"Trained otherwise than written: {note}", _named_in(note)))
+    for text in found.get("without effect", []):
+        name = text.partition(":")[0]
+        default = KohyaConfig.model_fields[name].default
+        label = f"Changed, but without effect here: {ui_of(name).label}"
+        lines.append(Check("note", label, name, "Back to the default", {name: default}))
     return lines
 
 
-def _failure(text: str, config: KohyaConfig) -> Check:
-    """A sentence of the trainer, with the first setting that it names."""
+def _named_in(text: str) -> str:
+    """The first setting that a sentence names."""
     names = [name for name in re.findall(r"[A-Za-z_0-9]+", text) if name in KohyaConfig.model_fields]
-    name = names[0] if names else ""
+    return names[0] if names else ""
+
+
+ONE_DEVICE = {"num_processes": 1, "num_machines": 1, "gpu_ids": ""}
+UNCACHED = {"cache_latents": False, "cache_latents_to_disk": False}
+UNCACHED_TEXT = {
+    "sdxl_cache_text_encoder_outputs": False,
+    "flux1_cache_text_encoder_outputs": False,
+    "flux1_cache_text_encoder_outputs_to_disk": False,
+}
+REPAIRS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    (r"^full_fp16 and full_bf16", "Switch both off", {"full_fp16": False, "full_bf16": False}),
+    (r"^full_fp16 needs", "Switch full fp16 off", {"full_fp16": False}),
+    (r"^full_bf16 needs", "Switch full bf16 off", {"full_bf16": False}),
+    (r"needs cache_latents switched off", "Do not cache latents", UNCACHED),
+    (r"^adaptive_noise_scale only", "Set to 0", {"adaptive_noise_scale": 0}),
+    (r"^scale_v_pred_loss", "Switch it off", {"scale_v_pred_loss_like_noise_pred": False}),
+    (r"^v_pred_like_loss", "Set to 0", {"v_pred_like_loss": 0}),
+    (r"^max_token_length", "Set to 75", {"max_token_length": 75}),
+    (r"^LoRA_type .* does not fit FLUX", "Choose Flux1", {"LoRA_type": "Flux1"}),
+    (r"^LoRA_type Flux1 is for", "Choose Standard", {"LoRA_type": "Standard"}),
+    (r"^weighted_captions", "Switch it off", {"weighted_captions": False}),
+    (r"^t5xxl_lr needs", "Set to 0", {"t5xxl_lr": 0}),
+    (r"are all 0: nothing would train", "Set to 0.0001", {"learning_rate": 1e-4, "unet_lr": 1e-4}),
+    (r"^max_resolution is '", "Set to 512,512", {"max_resolution": "512,512"}),
+    (r"^min_bucket_reso \d+ is larger", "Set to 64", {"min_bucket_reso": 64}),
+    (r"^max_bucket_reso \d+ is smaller", "Set to 2048", {"max_bucket_reso": 2048}),
+    (r"^bucket_reso_steps", "Set to 64", {"bucket_reso_steps": 64}),
+    (r"^lr_scheduler is ", "Choose cosine", {"lr_scheduler": "cosine"}),
+    (r"has no warm-up, and", "No warm-up", {"lr_warmup": 0, "lr_warmup_steps": 0}),
+    (r"^min_timestep", "All timesteps", {"min_timestep": 0, "max_timestep": 1000}),
+    (
+        r"^(num_processes|num_machines|gpu_ids|extra_accelerate_launch_args)",
+        "Train on one device",
+        ONE_DEVICE,
+    ),
+    (r"^blocks_to_swap cannot be combined", "Swap no blocks", {"blocks_to_swap": 0}),
+    (r"^train_t5xxl changes what|ache text encoder outputs", "Do not cache text", UNCACHED_TEXT),
+    (r"^v2 and SDXL exclude", "It is SDXL", {"v2": False}),
+)
+"""What mends a contradiction: a pattern of the trainer's sentence, the button's words, and the values."""
+
+
+def _failure(text: str, config: KohyaConfig) -> Check:
+    """A sentence of the trainer, with the first setting that it names and what mends it."""
+    name = _named_in(text)
     if (
         config.mixed_precision in ("fp16", "bf16")
         and config.mixed_precision in text
-        and "mixed_precision" in text
+        and text.startswith("mixed_precision")
     ):
         other = {"mixed_precision": "no", "full_fp16": False, "full_bf16": False}
         return Check("error", text, "mixed_precision", "Use no mixed precision", other)
-    caching = {"cache_latents": False, "cache_latents_to_disk": False}
-    if "needs cache_latents switched off" in text:
-        return Check("error", text, name, "Do not cache latents", caching)
+    for pattern, words, values in REPAIRS:
+        if re.search(pattern, text):
+            return Check("error", text, name or next(iter(values)), words, values)
+    if nearest := re.search(r"choose (\w+), the nearest equivalent", text):
+        return Check("error", text, "optimizer", f"Choose {nearest[1]}", {"optimizer": nearest[1]})
     return Check("error", text, name)
+
+
+def _files(job: Job) -> list[Check]:
+    """Files and folders that are named and not there."""
+    lines = []
+    flux = ("ae", "clip_l", "t5xxl") if job.family == "flux" else ()
+    for name in ("network_weights", "resume", "reg_data_dir", *flux):
+        text = str(getattr(job.config, name)).strip()
+        if text and not job.path(text).exists():
+            empty = ("Leave it empty", {name: ""}) if name not in flux else ("", None)
+            lines.append(Check("error", f"{ui_of(name).label}: {text} does not exist", name, *empty))
+    return lines
 
 
 def _model(job: Job) -> list[Check]:
@@ -145,27 +204,55 @@ def _data(found: Mapping[str, Any], job: Job) -> list[Check]:
     data = found.get("data set")
     if not data:
         return []
-    lines = []
     count, repeated = data["pictures"], data["training pictures with repeats"]
+    where = "train_data_dir" if not job.config.dataset_config.strip() else "dataset_config"
+    lines = [Check("good" if count else "error", f"{count} pictures found, {repeated} with repeats", where)]
     buckets = ", ".join(f"{size}: {number}" for size, number in found["buckets"].items())
-    text = f"{count} pictures found, {repeated} with repeats; buckets {buckets}"
-    lines.append(Check("good" if count else "error", text, "train_data_dir"))
+    error = found.get("mean aspect ratio error", 0.0)
+    sized = f"Buckets with repeats: {buckets}; mean aspect ratio error {error:.3f}"
+    lines.append(Check("good", sized, "max_bucket_reso" if job.config.enable_bucket else "enable_bucket"))
+    odd, shipped = data["sizes outside 256 to 2048"], _is_shipped(job)
+    if odd and not shipped:
+        words = "1 picture has" if odd == 1 else f"{odd} pictures have"
+        lines.append(Check("warning", f"{words} a side outside 256 to 2048 pixels: take better ones", where))
+    if not data["without a caption file"]:
+        lines.append(Check("good", "Every picture has a caption", "caption_extension"))
     for finding in data["findings"]:
         level, _, message = str(finding).partition(": ")
         lowered: Level = "note" if level == "info" else "warning"
-        where = "caption_extension" if "caption" in message else "train_data_dir"
-        lines.append(Check(lowered, message, where))
+        lines.append(Check(lowered, message, "caption_extension" if "caption" in message else where))
     return lines
 
 
+def _is_shipped(job: Job) -> bool:
+    """Whether the base model is the demo's, which works on small pictures."""
+    return job.path(job.config.pretrained_model_name_or_path).is_relative_to(REPOSITORY / "assets")
+
+
 def _resolution(job: Job) -> list[Check]:
+    from trainer.check import LARGEST_PX, SMALLEST_PX
+
     sides = (job.width, job.height)
-    shipped = job.path(job.config.pretrained_model_name_or_path).is_relative_to(REPOSITORY / "assets")
-    if shipped or all(SMALLEST_PX <= side <= LARGEST_PX for side in sides):
-        return []
-    text = f"Resolution {job.width} x {job.height}: usual is {SMALLEST_PX} to {LARGEST_PX} pixels a side"
+    text = f"Resolution {job.width} x {job.height}"
+    if _is_shipped(job) or all(SMALLEST_PX <= side <= LARGEST_PX for side in sides):
+        return [Check("good", text, "max_resolution")]
+    text += f": usual is {SMALLEST_PX} to {LARGEST_PX} pixels a side"
     fitting = ",".join(str(min(max(side, SMALLEST_PX), LARGEST_PX)) for side in sides)
     return [Check("warning", text, "max_resolution", f"Set to {fitting}", {"max_resolution": fitting})]
+
+
+def _samples(job: Job) -> list[Check]:
+    """Whether there will be pictures to judge the run by."""
+    config = job.config
+    draws = config.sample_every_n_steps or config.sample_every_n_epochs or job.engine.sample_at_first
+    if not config.sample_prompts.strip():
+        text = "No sample prompt: no pictures will show how the training goes"
+        return [Check("note", text, "sample_prompts")]
+    if not draws:
+        text = "The sample prompts are drawn only when asked for: no interval is set"
+        name = "sample_every_n_steps"
+        return [Check("note", text, name, "Every 100 steps", {name: 100})]
+    return []
 
 
 def _steps(found: Mapping[str, Any], job: Job, runs: Runs) -> list[Check]:
@@ -183,13 +270,14 @@ def _steps(found: Mapping[str, Any], job: Job, runs: Runs) -> list[Check]:
     step_s = runs.last_step_s(work_of(job))
     guessed_s = found.get("seconds a step (a rough estimate)")
     if step_s is not None:
-        lines.append(Check("good", f"About {duration(step_s * total)}, as fast as the last run like it"))
+        text = f"About {duration(step_s * total)}, as fast as the last run like it"
+        lines.append(Check("good", text, setting))
     elif guessed_s:
-        lines.append(Check("note", f"Roughly {duration(guessed_s * total)}; the first steps will tell"))
+        text = f"Roughly {duration(guessed_s * total)}; the first steps will tell"
+        lines.append(Check("note", text, setting))
     else:
-        lines.append(
-            Check("note", "How long it takes is known after its first steps: no run like it was made yet")
-        )
+        text = "How long it takes is known after its first steps: no run like it was made yet"
+        lines.append(Check("note", text, setting))
     return lines
 
 
@@ -229,6 +317,7 @@ def _memory(found: Mapping[str, Any]) -> list[Check]:
     import torch
 
     from trainer import devices
+    from trainer.advice import changes_in
 
     plan = found.get("memory (estimated, GiB)")
     if not plan:
@@ -242,24 +331,18 @@ def _memory(found: Mapping[str, Any]) -> list[Check]:
     text = f"Memory plan: {need:.2f} GiB {where} ({parts})"
     if "will it fit" in found:
         text += f". {found['will it fit']}"
-    if need * GIB < 0.9 * total_bytes:
-        return [Check("good", text)]
-    text += "".join(f"; {change}" for change in found.get("what makes it fit", []))
-    values = {
-        "train_batch_size": 1,
-        "gradient_checkpointing": True,
-        "cache_latents_to_disk": True,
-        "cache_latents": True,
-    }
-    return [
-        Check(
-            "warning",
-            text,
-            "train_batch_size",
-            "Save memory: batch 1, checkpointing, latents on disk",
-            values,
-        )
-    ]
+    changes = changes_in(found)
+    if not changes:
+        level: Level = "good" if need * GIB < 0.9 * total_bytes else "warning"
+        return [Check(level, text, "train_batch_size")]
+    lines = []
+    together: dict[str, Any] = {}
+    for number, change in enumerate(changes, 1):
+        together |= change.values
+        about = next(iter(change.values))
+        lines.append(Check("warning", f"{number}. {change}", about, "Do this", dict(change.values)))
+    words = "Make it fit" if changes[-1].fits else "Do all that can be done"
+    return [Check("warning", text, "train_batch_size", words, together), *lines]
 
 
 WORDS: Mapping[Level, str] = {"good": "OK", "note": "Note", "warning": "Look", "error": "Mend"}

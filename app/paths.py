@@ -115,15 +115,21 @@ class Paths:
         """Everything of a run that names files, before it starts.
 
         Raises:
-            ConfigError: It would read or write outside the roots.
+            ConfigError: It would read or write outside the roots: all places where it would.
         """
         if not self.confined:
             return
+        wrong: list[str] = []
         config = job.config
         for name in PATH_FIELDS:
             text = str(getattr(config, name)).strip()
             if text and not (ui_of(name).path == "model" and self._is_hub_name(job, text)):
-                self._check_one(job, name, text, write=name in WRITTEN)
+                try:
+                    self._check_one(job, name, text, write=name in WRITTEN)
+                except ConfigError as error:
+                    wrong += error.messages
+        if wrong:
+            raise ConfigError(*wrong)
         for name, text in (
             ("output_name", job.output_name),
             ("log_tracker_name", config.log_tracker_name),

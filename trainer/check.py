@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from trainer.config import Finding, KohyaConfig, ui_of
 from trainer.data import folder
 from trainer.data.dataset_config import apply_dataset_config
 from trainer.data.types import Dataset
-from trainer.errors import TrainerError
+from trainer.errors import ConfigError, TrainerError
 from trainer.job import Job
 from trainer.objectives import objective_for
 from trainer.plan import Plan
 
-__all__ = ["check", "lines", "without_effect"]
+__all__ = ["LARGEST_PX", "SMALLEST_PX", "check", "lines", "without_effect"]
+
+SMALLEST_PX, LARGEST_PX = 256, 2048
+"""The guides' bounds for the sides of pictures."""
 
 
 def check(
@@ -41,12 +45,11 @@ def check(
         "without effect": without_effect(config),
         "errors": [],
     }
-    errors: list[str] = found["errors"]
-    try:
-        job = apply_dataset_config(Job.from_config(config, base=base))
-    except TrainerError as error:
-        errors.append(str(error))
-        return found
+    job, errors = Job.draft(config, base=base)
+    found["errors"] = errors
+    is_sound = not errors
+    with _gathered(errors):
+        job = apply_dataset_config(job)
     found["effective values"] = [str(note) for note in job.notes]
     found["family"] = job.family
     found["network"] = {
@@ -58,35 +61,30 @@ def check(
     found["learning rates"] = {"unet": job.unet_lr, "text encoder": job.text_encoder_lr}
     device = devices.choose()
     found["device"] = devices.describe(device)
-    try:
+    with _gathered(errors):
         devices.check_precision(job.config.mixed_precision, device)
-    except TrainerError as error:
-        errors.append(str(error))
-    try:
+    with _gathered(errors):
         launch.check(job)
         found["effective values"] += [str(note) for note in launch.notes(job)]
         if launch.processes(job) > 1:
             found["processes"] = launch.processes(job)
-    except TrainerError as error:
-        errors.append(str(error))
-    try:
+    with _gathered(errors):
         memory.check(job, device)
         found["effective values"] += [str(note) for note in memory.notes(job)]
-    except TrainerError as error:
-        errors.append(str(error))
     problems = optimizers.problems(job, device)
     errors += problems
     if not problems:
         found["effective values"] += [str(note) for note in optimizers.notes(job)]
-    try:
+    with _gathered(errors):
         objective_for(job).check(job)
-    except TrainerError as error:
-        errors.append(str(error))
     dataset: Dataset | None = None
-    try:
-        dataset = folder.scan(job)
+    if job.config.train_data_dir.strip() or job.config.dataset_config.strip():
+        with _gathered(errors):
+            dataset = folder.scan(job)
+    if dataset is not None:
         found |= _dataset(dataset)
-        plugins.Folder("trainer.families").get(job.family).check(job, dataset)
+        with _gathered(errors):
+            plugins.Folder("trainer.families").get(job.family).check(job, dataset)
         plan = Plan.make(job, dataset, launch.processes(job))
         found["steps"] = {
             "max_train_steps": plan.max_train_steps,
@@ -96,14 +94,23 @@ def check(
             "warm-up": plan.warmup_steps,
             "arithmetic": list(plan.arithmetic),
         }
-        schedules.check(job, plan)
-    except TrainerError as error:
-        errors.append(str(error))
-    try:
-        found |= _model(job, dataset, device, vram_gb)
-    except TrainerError as error:
-        errors.append(str(error))
+        with _gathered(errors):
+            schedules.check(job, plan)
+    if is_sound:
+        with _gathered(errors):
+            found |= _model(job, dataset, device, vram_gb)
     return found
+
+
+@contextlib.contextmanager
+def _gathered(errors: list[str]) -> Iterator[None]:
+    """Put what is wrong beside what else is, and go on."""
+    try:
+        yield
+    except ConfigError as error:
+        errors += [message for message in error.messages if message not in errors]
+    except TrainerError as error:
+        errors.append(str(error))
 
 
 def without_effect(config: KohyaConfig) -> list[str]:
@@ -120,6 +127,11 @@ def _dataset(dataset: Dataset) -> dict[str, Any]:
     return {
         "data set": {
             "pictures": len(dataset.pictures),
+            "without a caption file": sum(picture.caption_file is None for picture in dataset.pictures),
+            "sizes outside 256 to 2048": sum(
+                not SMALLEST_PX <= min(picture.size) <= max(picture.size) <= LARGEST_PX
+                for picture in dataset.pictures
+            ),
             "training pictures with repeats": dataset.num_train_images,
             "class pictures with repeats": dataset.num_reg_images,
             "subsets": [

@@ -35,7 +35,19 @@ class SetupError(TrainerError):
 
 
 class ConfigError(TrainerError):
-    """A configuration file, a field or a combination of fields cannot be used."""
+    """A configuration file, a field or a combination of fields cannot be used.
+
+    Args:
+        messages: A sentence for each thing that is wrong; usually one.
+    """
+
+    def __init__(self, *messages: str) -> None:
+        super().__init__(*messages)
+        self.messages = messages
+
+    def __str__(self) -> str:
+        """All of them, as one line."""
+        return "; ".join(self.messages)
 
 
 class DatasetError(TrainerError):

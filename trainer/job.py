@@ -11,10 +11,10 @@ from __future__ import annotations
 import ast
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer.config import KohyaConfig, with_values
 from trainer.data.sizes import parse_resolution
@@ -22,6 +22,8 @@ from trainer.engine_options import IGNORED, EngineOptions, parse_additional_para
 from trainer.errors import ConfigError
 
 __all__ = ["Job", "Note", "parse_arguments"]
+
+Value = TypeVar("Value")
 
 ZERO_MEANS: Mapping[str, tuple[float, str]] = {
     "max_grad_norm": (
@@ -135,10 +137,28 @@ class Job:
             started: Time of the start; now if None.
 
         Raises:
-            ConfigError: Fields that contradict each other or that cannot be read.
+            ConfigError: Fields that contradict each other or that cannot be read: all of them.
+        """
+        job, wrong = cls.draft(config, base=base, started=started)
+        if wrong:
+            raise ConfigError(*wrong)
+        return job
+
+    @classmethod
+    def draft(
+        cls, config: KohyaConfig, *, base: Path | None = None, started: float | None = None
+    ) -> tuple[Job, list[str]]:
+        """As `from_config`, with a sentence for each thing that is wrong.
+
+        A job with any of them cannot be trained: usual values stand where a field cannot be read, so
+        that the rest of it can be looked at.
         """
         notes: list[Note] = []
-        engine, overrides, other = parse_additional_parameters(config.additional_parameters)
+        wrong: list[str] = []
+        none: tuple[EngineOptions, dict[str, Any], list[str]] = (EngineOptions(), {}, [])
+        engine, overrides, other = _attempt(
+            wrong, none, parse_additional_parameters, config.additional_parameters
+        )
         notes += [Note("additional_parameters", f"--{name}", "", _no_effect(name)) for name in other]
         values: dict[str, Any] = {}
         for name, (default, reason) in ZERO_MEANS.items():
@@ -147,29 +167,26 @@ class Job:
                 if name not in ("vae_batch_size", "max_token_length"):
                     notes.append(Note(name, getattr(config, name), default, reason))
         values |= _gated(config, notes)
-        if _family(config) == "flux":
+        if _attempt(wrong, "sd", _family, config) == "flux":
             overrides = {FLUX_RENAMED.get(name, name): value for name, value in overrides.items()}
             if engine.cache_text_encoder_outputs_to_disk:  # an option for SDXL, whose page has no field
                 overrides["flux1_cache_text_encoder_outputs_to_disk"] = True
             values |= _flux_values(config, overrides, notes)
         effective = config.model_copy(update=values)
-        if overrides:
-            effective = with_values(effective, {name: str(value) for name, value in overrides.items()})
-            notes += [
-                Note(name, getattr(config, name), getattr(effective, name), "set by additional_parameters")
-                for name in overrides
-            ]
-        family = _family(effective)
-        unet_lr, text_encoder_lr = _rates(effective, engine, notes)
-        network_args = _network_args(effective, engine, family, notes)
-        width, height = parse_resolution(effective.max_resolution)
+        for name, value in overrides.items():
+            effective = _attempt(wrong, effective, with_values, effective, {name: str(value)})
+            now = getattr(effective, name)
+            notes.append(Note(name, getattr(config, name), now, "set by additional_parameters"))
+        family = _attempt(wrong, "sd", _family, effective)
+        unet_lr, text_encoder_lr = _attempt(wrong, (1e-4, 0.0), _rates, effective, engine, notes)
+        network_args = _network_args(effective, engine, notes, wrong)
+        width, height = _attempt(wrong, (512, 512), parse_resolution, effective.max_resolution)
         seed = effective.seed
         if not seed:
             seed = random.SystemRandom().randrange(1, 2**31)
             notes.append(Note("seed", 0, seed, "0 draws a new seed for every run"))
-        _check(effective, engine)
-        _check_flux(effective, family)
-        return cls(
+        wrong += [*_contradictions(effective, engine), *_flux_contradictions(effective, family)]
+        job = cls(
             written=config,
             config=effective,
             engine=engine,
@@ -184,9 +201,12 @@ class Job:
             text_encoder_lr=text_encoder_lr,
             t5xxl_lr=_t5xxl_lr(effective, family, text_encoder_lr, network_args),
             network_args=network_args,
-            optimizer_args=parse_arguments("optimizer_args", effective.optimizer_args),
-            lr_scheduler_args=parse_arguments("lr_scheduler_args", effective.lr_scheduler_args),
+            optimizer_args=_attempt(wrong, {}, parse_arguments, "optimizer_args", effective.optimizer_args),
+            lr_scheduler_args=_attempt(
+                wrong, {}, parse_arguments, "lr_scheduler_args", effective.lr_scheduler_args
+            ),
         )
+        return job, list(dict.fromkeys(wrong))
 
     def path(self, text: str) -> Path:
         """A path as written in the configuration, made absolute from `base`."""
@@ -240,6 +260,15 @@ class Job:
     def with_config(self, **values: Any) -> Job:
         """The same job with some effective values replaced (tests, advice after running out of memory)."""
         return replace(self, config=self.config.model_copy(update=values))
+
+
+def _attempt(wrong: list[str], otherwise: Value, act: Callable[..., Value], *arguments: Any) -> Value:
+    """What ``act`` gives, or ``otherwise`` with what it complains of in ``wrong``."""
+    try:
+        return act(*arguments)
+    except ConfigError as error:
+        wrong += error.messages
+        return otherwise
 
 
 def _no_effect(name: str) -> str:
@@ -347,28 +376,26 @@ def _flux_values(config: KohyaConfig, overrides: Mapping[str, Any], notes: list[
     return values
 
 
-def _check_flux(config: KohyaConfig, family: str) -> None:
+def _flux_contradictions(config: KohyaConfig, family: str) -> Iterator[str]:
     """Combinations around FLUX that cannot be trained."""
     if family != "flux":
         if config.LoRA_type == "Flux1":
-            raise ConfigError("LoRA_type Flux1 is for FLUX.1 models: tick Flux.1 (Model), or choose Standard")
+            yield "LoRA_type Flux1 is for FLUX.1 models: tick Flux.1 (Model), or choose Standard"
         return
     if config.LoRA_type in ("Standard", "Kohya LoCon"):
-        raise ConfigError(f"LoRA_type {config.LoRA_type} does not fit FLUX.1: choose Flux1")
+        yield f"LoRA_type {config.LoRA_type} does not fit FLUX.1: choose Flux1"
     if config.model_type == "chroma":
-        raise ConfigError("model_type chroma: LoRA Kiln trains FLUX.1, not Chroma")
+        yield "model_type chroma: LoRA Kiln trains FLUX.1, not Chroma"
     if config.weighted_captions:
-        raise ConfigError(
-            "weighted_captions: T5 reads no emphasis, so it cannot be used with FLUX.1: untick it"
-        )
+        yield "weighted_captions: T5 reads no emphasis, so it cannot be used with FLUX.1: untick it"
     caching = config.flux1_cache_text_encoder_outputs or config.flux1_cache_text_encoder_outputs_to_disk
     if caching and config.train_t5xxl and config.LoRA_type == "Flux1":
-        raise ConfigError(
+        yield (
             "train_t5xxl changes what T5 gives, so flux1_cache_text_encoder_outputs cannot be used with it: "
             "switch one of the two off"
         )
     if config.t5xxl_lr and not config.text_encoder_lr:
-        raise ConfigError("t5xxl_lr needs a text_encoder_lr above 0 too")
+        yield "t5xxl_lr needs a text_encoder_lr above 0 too"
 
 
 def _t5xxl_lr(
@@ -399,12 +426,16 @@ FLUX_ARGS = (
 
 
 def _network_args(
-    config: KohyaConfig, engine: EngineOptions, family: str, notes: list[Note]
+    config: KohyaConfig, engine: EngineOptions, notes: list[Note], wrong: list[str]
 ) -> dict[str, str]:
     """Options for the network module, as the GUI sends them (lora_tab_behaviour h)."""
     found: dict[str, Any] = {}
     if config.LoRA_type == "Flux1":
         found |= {name: getattr(config, name) for name in FLUX_ARGS if getattr(config, name)}
+        if config.train_lora_ggpo:
+            found |= {
+                name: getattr(config, name) for name in ("ggpo_beta", "ggpo_sigma") if getattr(config, name)
+            }
         if config.split_mode:
             found["train_blocks"] = "single"
             if config.train_blocks != "single":
@@ -441,37 +472,38 @@ def _network_args(
             found[name] = getattr(config, name)
     for part in engine.network_args:
         name, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"--network_args: {part!r} must read key=value")
-        found[name] = value
+        if equals:
+            found[name] = value
+        else:
+            wrong.append(f"--network_args: {part!r} must read key=value")
     return {name: str(value) for name, value in found.items()}
 
 
-def _check(config: KohyaConfig, engine: EngineOptions) -> None:
+def _contradictions(config: KohyaConfig, engine: EngineOptions) -> Iterator[str]:
     """Combinations that sd-scripts refuses, said before anything is loaded."""
     if config.full_fp16 and config.mixed_precision != "fp16":
-        raise ConfigError("full_fp16 needs mixed_precision fp16")
+        yield "full_fp16 needs mixed_precision fp16"
     if config.full_bf16 and config.mixed_precision != "bf16":
-        raise ConfigError("full_bf16 needs mixed_precision bf16")
+        yield "full_bf16 needs mixed_precision bf16"
     if config.full_fp16 and config.full_bf16:
-        raise ConfigError("full_fp16 and full_bf16 exclude each other")
+        yield "full_fp16 and full_bf16 exclude each other"
     caching = config.cache_latents or config.cache_latents_to_disk
     if caching and (config.color_aug or config.random_crop):
         which = "color_aug" if config.color_aug else "random_crop"
-        raise ConfigError(f"{which} changes the picture every time, so it needs cache_latents switched off")
+        yield f"{which} changes the picture every time, so it needs cache_latents switched off"
     if config.adaptive_noise_scale and not config.noise_offset:
-        raise ConfigError("adaptive_noise_scale only scales noise_offset: set noise_offset too, or 0 here")
+        yield "adaptive_noise_scale only scales noise_offset: set noise_offset too, or 0 here"
     if config.scale_v_pred_loss_like_noise_pred and not config.v_parameterization:
-        raise ConfigError("scale_v_pred_loss_like_noise_pred is for v_parameterization only")
+        yield "scale_v_pred_loss_like_noise_pred is for v_parameterization only"
     if config.v_pred_like_loss and config.v_parameterization:
-        raise ConfigError("v_pred_like_loss is for models that predict noise, not with v_parameterization")
+        yield "v_pred_like_loss is for models that predict noise, not with v_parameterization"
     if not config.output_dir.strip():
-        raise ConfigError("output_dir is empty: choose the folder that gets the LoRA (Folders)")
+        yield "output_dir is empty: choose the folder that gets the LoRA (Folders)"
     if not config.pretrained_model_name_or_path.strip():
-        raise ConfigError("pretrained_model_name_or_path is empty: choose a base model (Model)")
+        yield "pretrained_model_name_or_path is empty: choose a base model (Model)"
     if not config.train_data_dir.strip() and not config.dataset_config.strip():
-        raise ConfigError("train_data_dir is empty: choose the folder with the training pictures (Folders)")
+        yield "train_data_dir is empty: choose the folder with the training pictures (Folders)"
     if config.max_token_length not in (75, 150, 225):
-        raise ConfigError(f"max_token_length is {config.max_token_length}: allowed are 75, 150 and 225")
+        yield f"max_token_length is {config.max_token_length}: allowed are 75, 150 and 225"
     if engine.base_weights_multiplier and len(engine.base_weights_multiplier) > len(engine.base_weights):
-        raise ConfigError("base_weights_multiplier has more values than base_weights has files")
+        yield "base_weights_multiplier has more values than base_weights has files"

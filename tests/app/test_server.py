@@ -415,6 +415,46 @@ def test_starting_outside_the_roots_is_refused(inside: Server) -> None:
     assert inside.session.runs == 0
 
 
+def test_no_endpoint_of_any_tab_reaches_outside_the_roots(inside: Server) -> None:
+    """Every function of the page, with what no page of ours sends: paths beside the roots, and junk."""
+    beside = inside.session.paths.roots["pics"].parent / "beside"
+    pictures = beside / "1_cat"
+    pictures.mkdir(parents=True)
+    Image.new("RGB", (64, 64)).save(pictures / "mark-77.png")
+    (pictures / "mark-77.txt").write_text("mark-77")
+    (beside / "mark.json").write_text('{"training_comment": "mark-77"}')
+    paths = {"train_data_dir": str(beside), "output_dir": str(beside / "out"), "network_weights": str(beside)}
+    named = {
+        **paths,
+        "dataset_config": str(beside / "mark.json"),
+        "sample_prompts": str(beside / "mark.json"),
+    }
+    file = {"path": str(beside / "mark.json"), "meta": {"_type": "gradio.FileData"}}
+    before = sorted(beside.rglob("*"))
+    called = 0
+    for number, function in inside.blocks.fns.items():
+        if function.fn is None:
+            continue
+        for value in (
+            page_of(**paths),
+            page_of(**named),
+            str(beside),
+            str(pictures),
+            file,
+            ["x", {}],
+            7,
+            None,
+        ):
+            answer = json.dumps(inside.call(number, [value] * len(function.inputs))["output"])
+            # What was sent may come back in a sentence; what is in the files may not.
+            assert "mark-77" not in answer, (function.fn.__qualname__, value)
+            called += 1
+    assert called > 100
+    assert sorted(beside.rglob("*")) == before
+    assert inside.session.doing == "idle"
+    assert inside.http.get("/").status_code == 200
+
+
 def test_downloading_gives_what_the_form_holds(server: Server) -> None:
     (number,) = server.handlers("on_download")
     answer = server.call(number, [page_of(output_name="../my <b>", network_dim="12")])

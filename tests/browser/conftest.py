@@ -23,6 +23,10 @@ from trainer.files import REPOSITORY
 
 PATIENCE_MS = 240_000  # on a machine that has much else to do
 
+USABLE = {"button", "checkbox", "combobox", "link", "listbox", "radio", "searchbox", "slider", "spinbutton"}
+USABLE |= {"switch", "tab", "textbox"}
+"""Roles of what a person operates, as a screen reader hears of it."""
+
 
 @dataclass
 class Served:
@@ -76,6 +80,19 @@ class Tab:
         self.name(file)
         self.page.locator("#load").click()
         self.page.locator("#report", has_text=f"loaded {file}").wait_for()
+
+    def nameless(self) -> list[str]:
+        """What can be used on the screen and has no name for a screen reader."""
+        session = self.page.context.new_cdp_session(self.page)
+        nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+        session.detach()
+        return [
+            str(node.get("backendDOMNodeId"))
+            for node in nodes
+            if not node.get("ignored")
+            and node.get("role", {}).get("value") in USABLE
+            and not str(node.get("name", {}).get("value", "")).strip()
+        ]
 
     def name(self, file: Path | str) -> None:
         """Type the path of a configuration."""
@@ -148,8 +165,8 @@ def served(world: Path) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def serving(world: Path) -> Iterator[Served]:
-    """A server on the world's state folder: the next one goes on where the one before ended."""
+def serving(world: Path, *flags: str, state: str = "state") -> Iterator[Served]:
+    """A server on a state folder of the world: the next one goes on where the one before ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -161,9 +178,10 @@ def serving(world: Path) -> Iterator[Served]:
         "--port",
         str(port),
         "--state",
-        str(world / "state"),
+        str(world / state),
+        *flags,
     ]
-    output = world / "server.txt"
+    output = world / f"{state}.txt"
     with (
         output.open("w") as lines,
         subprocess.Popen(
@@ -196,9 +214,13 @@ def context(browser: Browser) -> Iterator[BrowserContext]:
     made.close()
 
 
-def open_page(context: BrowserContext, served: Served) -> Tab:
+def open_page(context: BrowserContext, served: Served, login: tuple[str, str] | None = None) -> Tab:
     """The page in a new tab, usable."""
     tab = Tab(context.new_page())
     tab.page.goto(served.url)
+    if login is not None:
+        for label, text in zip(("username", "password"), login, strict=True):
+            tab.page.get_by_label(label, exact=False).fill(text)
+        tab.page.get_by_role("button", name="Login").click()
     tab.page.wait_for_function("document.body.dataset.kiln === 'ready'")
     return tab

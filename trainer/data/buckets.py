@@ -127,16 +127,19 @@ class BucketRules:
             )
         minimum -= minimum % step
         maximum += -maximum % step
+        wrong = []
         if min(width, height) < minimum:
-            raise ConfigError(
+            wrong.append(
                 f"min_bucket_reso {minimum} is larger than max_resolution {width},{height}: "
                 "lower it, or raise the resolution"
             )
         if max(width, height) > maximum:
-            raise ConfigError(
+            wrong.append(
                 f"max_bucket_reso {maximum} is smaller than max_resolution {width},{height}: "
                 "raise it, or lower the resolution"
             )
+        if wrong:
+            raise ConfigError(*wrong)
         # A minimum below the step would become 0, which no size can have.
         sizes = () if no_upscale else make_buckets(resolution, max(minimum, step), maximum, step)
         if (0, 0) in sizes:

@@ -10,7 +10,7 @@ Axes: B batch, C channels, H/W latent height and width, T training timesteps (10
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -224,26 +224,27 @@ class Settings:
         """Refuse values that sd-scripts would stumble over in the middle of a run.
 
         Raises:
-            ConfigError: Which one, and what is allowed.
+            ConfigError: Which ones, and what is allowed.
         """
+        wrong = list(self._wrong())
+        if wrong:
+            raise ConfigError(*wrong)
+
+    def _wrong(self) -> Iterator[str]:
         if not (0 <= self.min_timestep <= TIMESTEPS and 0 <= self.max_timestep <= TIMESTEPS):
-            raise ConfigError(
+            yield (
                 f"min_timestep {self.min_timestep} and max_timestep {self.max_timestep}: they must lie "
                 f"between 0 and {TIMESTEPS}"
             )
         if self.min_timestep >= self.max_timestep == TIMESTEPS:
-            raise ConfigError(
-                f"min_timestep {TIMESTEPS} leaves no timestep to train: the last one is {TIMESTEPS - 1}"
-            )
+            yield (f"min_timestep {TIMESTEPS} leaves no timestep to train: the last one is {TIMESTEPS - 1}")
         if self.loss_type not in LOSS_TYPES:
-            raise ConfigError(f"loss_type is {self.loss_type!r}: allowed are {', '.join(LOSS_TYPES)}")
+            yield f"loss_type is {self.loss_type!r}: allowed are {', '.join(LOSS_TYPES)}"
         if self.loss_type in ("huber", "smooth_l1"):
             if self.huber_schedule not in HUBER_SCHEDULES:
-                raise ConfigError(
-                    f"huber_schedule is {self.huber_schedule!r}: allowed are {', '.join(HUBER_SCHEDULES)}"
-                )
+                yield (f"huber_schedule is {self.huber_schedule!r}: allowed are {', '.join(HUBER_SCHEDULES)}")
             if self.huber_c <= 0:
-                raise ConfigError(f"huber_c is {self.huber_c}: it must be above 0")
+                yield f"huber_c is {self.huber_c}: it must be above 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,6 +371,11 @@ class Objective(_base.Objective[Drawn, Noised]):
                 pyramid_BCHW=None,
             )
         return drawn.pin() if self.device.type == "cuda" else drawn
+
+    def at_level(self, drawn: Drawn, level: float) -> Drawn:
+        """See `Objective.at_level` of trainer.objectives._base: a share of the timesteps."""
+        timestep = min(max(round(level * TIMESTEPS), 0), TIMESTEPS - 1)
+        return replace(drawn, timesteps_B=torch.full_like(drawn.timesteps_B, timestep))
 
     def mix(self, latents_BCHW: Tensor, drawn: Drawn) -> Noised:
         """Noise ``latents_BCHW`` with what was drawn for them.

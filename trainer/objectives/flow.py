@@ -10,7 +10,7 @@ Axes: B batch, C channels, H/W latent height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -162,8 +162,13 @@ class Settings:
         """Refuse values that sd-scripts would stumble over in the middle of a run.
 
         Raises:
-            ConfigError: Which one, and what is allowed.
+            ConfigError: Which ones, and what is allowed.
         """
+        wrong = list(self._wrong())
+        if wrong:
+            raise ConfigError(*wrong)
+
+    def _wrong(self) -> Iterator[str]:
         for name, allowed in (
             ("timestep_sampling", SAMPLINGS),
             ("model_prediction_type", PREDICTIONS),
@@ -171,17 +176,17 @@ class Settings:
             ("loss_type", LOSS_TYPES),
         ):
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: allowed are {', '.join(allowed)}")
+                yield f"{name} is {getattr(self, name)!r}: allowed are {', '.join(allowed)}"
         if self.discrete_flow_shift <= 0:
-            raise ConfigError(f"discrete_flow_shift is {self.discrete_flow_shift}: it must be above 0")
+            yield f"discrete_flow_shift is {self.discrete_flow_shift}: it must be above 0"
         if self.loss_type in ("huber", "smooth_l1"):
             if self.huber_schedule not in ("constant", "exponential"):
-                raise ConfigError(
+                yield (
                     f"huber_schedule is {self.huber_schedule!r}: FLUX.1 has no signal-to-noise table, choose "
                     "constant or exponential"
                 )
             if self.huber_c <= 0:
-                raise ConfigError(f"huber_c is {self.huber_c}: it must be above 0")
+                yield f"huber_c is {self.huber_c}: it must be above 0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +271,10 @@ class Objective(_base.Objective[Drawn, Noised]):
             perturbation_BCHW = strength * draws.normal("ip_noise", draw_ids, shape)
         drawn = Drawn(sigma_B=sigma_B, noise_BCHW=noise_BCHW, perturbation_BCHW=perturbation_BCHW)
         return drawn.pin() if self.device.type == "cuda" else drawn
+
+    def at_level(self, drawn: Drawn, level: float) -> Drawn:
+        """See `Objective.at_level` of trainer.objectives._base."""
+        return replace(drawn, sigma_B=torch.full_like(drawn.sigma_B, level))
 
     def mix(self, latents_BCHW: Tensor, drawn: Drawn) -> Noised:
         """Noise ``latents_BCHW`` with what was drawn for them; the sum is formed in float32."""
