@@ -12,7 +12,7 @@ import torch
 from trainer.errors import ConfigError
 from trainer.events import MemorySampled
 
-__all__ = ["check_precision", "choose", "describe", "free", "memory", "weight_dtype"]
+__all__ = ["check_precision", "choose", "describe", "free", "inference_dtype", "memory", "weight_dtype"]
 
 _PROCESS = psutil.Process(os.getpid())
 _peak_lock = threading.Lock()
@@ -36,6 +36,13 @@ def describe(device: torch.device) -> str:
 def weight_dtype(mixed_precision: str) -> torch.dtype:
     """The frozen weights' dtype (sd-scripts, train_util.py:prepare_dtype)."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision, torch.float32)
+
+
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """Precision for models that are only looked through: 16 bits on a card, else 32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if device.type == "xpu" else torch.float32
 
 
 def check_precision(mixed_precision: str, device: torch.device) -> None:

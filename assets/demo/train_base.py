@@ -228,7 +228,7 @@ def _lr_factor(step: int, steps: int, warmup: int) -> float:
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / (steps - warmup))))
 
 
-def _train(
+def run_steps(
     name: str,
     models: dict[str, nn.Module],
     loss_of: Callable[[int], Tensor],
@@ -321,7 +321,9 @@ def train_vae(work: Path, steps: int) -> AutoencoderKL:
         # Little KL at the start, or channels close before they carry anything.
         return _vae_loss(vae, to_tensor(pictures), weight_HW, kl_weight=1e-5 + 2e-4 * step / steps)
 
-    averaged = _train("vae-training", {"vae": vae}, loss_of, work, steps, 2e-3, 0.01, ema_decay=0.995)["vae"]
+    averaged = run_steps("vae-training", {"vae": vae}, loss_of, work, steps, 2e-3, 0.01, ema_decay=0.995)[
+        "vae"
+    ]
     assert isinstance(averaged, AutoencoderKL)
     standardise(averaged)
     averaged.save_pretrained(done.with_suffix(".tmp"))
@@ -372,7 +374,7 @@ def sharpen_decoder(work: Path, vae: AutoencoderKL, steps: int) -> AutoencoderKL
             out_BCHW = vae.decode(latents_BCHW + off_BCHW).sample
         return _picture_loss(out_BCHW, pictures_BCHW, weight_HW)
 
-    averaged = _train("decoder-training", half, loss_of, work, steps, 1e-3, 0.005, ema_decay=0.995)
+    averaged = run_steps("decoder-training", half, loss_of, work, steps, 1e-3, 0.005, ema_decay=0.995)
     vae.decoder.load_state_dict(averaged["decoder"].state_dict())
     vae.post_quant_conv.load_state_dict(averaged["post_quant_conv"].state_dict())
     vae.save_pretrained(done.with_suffix(".tmp"))
@@ -479,7 +481,7 @@ def train_unet(
         return loss
 
     models: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder}
-    averaged = _train("unet-training", models, loss_of, work, steps, 1e-3, 0.01, ema_decay=0.999)
+    averaged = run_steps("unet-training", models, loss_of, work, steps, 1e-3, 0.01, ema_decay=0.999)
     unet_ema, text_ema = averaged["unet"], averaged["text_encoder"]
     assert isinstance(unet_ema, UNet2DConditionModel)
     assert isinstance(text_ema, CLIPTextModel)

@@ -35,7 +35,7 @@ def test_resumed_training_equals_unbroken_training(tmp_path: Path, monkeypatch: 
             loss: Tensor = (model(x) - x[:, :3].sin()).square().mean()
             return loss
 
-        averaged = train_base._train("t", {"m": model}, loss_of, work, 40, 1e-2, 0.02, ema_decay=0.9)
+        averaged = train_base.run_steps("t", {"m": model}, loss_of, work, 40, 1e-2, 0.02, ema_decay=0.9)
         return {**model.state_dict(), **{f"ema.{k}": v for k, v in averaged["m"].state_dict().items()}}
 
     (tmp_path / "a").mkdir()

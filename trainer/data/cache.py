@@ -291,7 +291,9 @@ class _Work:
             pixels = with_mask(pixels, picture.mask_file, fit, subset.resize_interpolation, edit=picture.edit)
         mask = None
         if subset.masked:
-            mask = torch.from_numpy(pixels[:, :, 3].astype(np.float32) / np.float32(255))
+            whole = np.full(pixels.shape[:2], 255, np.uint8)  # no mask was drawn on this one
+            alpha = pixels[:, :, 3] if pixels.shape[2] == 4 else whole
+            mask = torch.from_numpy(alpha.astype(np.float32) / np.float32(255))
         values = torch.from_numpy(to_tensor_values(pixels))
         return _Pixels(index, hashlib.sha256(content).hexdigest(), values, mask)
 

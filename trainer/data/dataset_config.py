@@ -249,8 +249,12 @@ def read_dataset_config(job: Job, make_subset: _MakeSubset) -> list[Source]:
                 fields["caption_extension"] = f".{fields['caption_extension']}"
             if "conditioning_data_dir" in fields:
                 fields["mask_folder"] = _mask_folder(job, path, fields.pop("conditioning_data_dir"))
+                fields["masks_optional"] = False
             subset = replace(subset, **fields)
-            if subset.mask_folder is not None and subset.face_crop_aug_range is not None:
+            is_faced = subset.face_crop_aug_range is not None
+            if is_faced and subset.masks_optional:  # drawn on the page; nobody asked for them here
+                subset = replace(subset, mask_folder=None, masks_optional=False)
+            if subset.mask_folder is not None and is_faced:
                 raise ConfigError(
                     f"dataset_config {path}: conditioning_data_dir excludes face_crop_aug_range"
                 )

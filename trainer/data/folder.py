@@ -24,7 +24,7 @@ from trainer.errors import ConfigError, DatasetError
 from trainer.job import Job
 from trainer.pictures import edits
 
-__all__ = ["kohya_folder", "list_pictures", "scan", "subset_from_job"]
+__all__ = ["MASKS", "kohya_folder", "list_pictures", "mask_file", "scan", "subset_from_job", "subsets"]
 
 OTHER_PICTURES = frozenset(
     {".gif", ".tif", ".tiff", ".heic", ".heif", ".svg", ".jxl", ".psd", ".jfif", ".jp2"}
@@ -32,6 +32,9 @@ OTHER_PICTURES = frozenset(
 """Endings that look like pictures to a person and that sd-scripts passes over."""
 
 CAPTION_ENDINGS = (".txt", ".caption", ".cap")
+
+MASKS = "masks"
+"""Folder in ``.kiln`` with the masks that were drawn on the page."""
 
 SHOWN = 5
 """How many files a message names before it only counts (as sd-scripts)."""
@@ -74,6 +77,10 @@ def subset_from_job(
 ) -> Subset:
     """A subset with the treatment that the job's fields ask for."""
     config, engine = job.config, job.engine
+    face_range = _face_range(engine.face_crop_aug_range)
+    # A departure: sd-scripts reads masks from a dataset_config only.
+    drawn = folder / edits.FOLDER / MASKS
+    has_drawn = config.masked_loss and face_range is None and drawn.is_dir()
     return Subset(
         folder=folder,
         repeats=repeats,
@@ -97,7 +104,9 @@ def subset_from_job(
         color_aug=config.color_aug,
         random_crop=config.random_crop,
         alpha_mask=engine.alpha_mask,
-        face_crop_aug_range=_face_range(engine.face_crop_aug_range),
+        face_crop_aug_range=face_range,
+        mask_folder=drawn if has_drawn else None,
+        masks_optional=has_drawn,
         resize_interpolation=engine.resize_interpolation,
     )
 
@@ -455,6 +464,16 @@ def _all_sources(job: Job, notes: _Notes) -> list[Source]:
     ]
 
 
+def subsets(job: Job) -> list[Subset]:
+    """The picture folders of a job and their treatment, without a look at the pictures.
+
+    Raises:
+        DatasetError: A folder is missing, or holds no pictures.
+        ConfigError: The dataset_config cannot be used.
+    """
+    return [source.subset for source in _sources(job, _Notes())]
+
+
 def scan(job: Job, advance: Advance | None = None) -> Dataset:
     """Read the folders of a job: every picture's size and caption, its bucket and its repeats.
 
@@ -555,7 +574,7 @@ def _usable(
             size=size,
             caption=caption,
             caption_file=caption_file,
-            mask_file=_mask_file(source.subset, file.path, file.look.size),
+            mask_file=mask_file(source.subset, file.path, file.look.size),
             edit=edit,
         )
         found.append((picture, fit))
@@ -590,8 +609,12 @@ def _usable(
     return found
 
 
-def _mask_file(subset: Subset, path: Path, size: Size) -> Path | None:
-    """The picture's loss mask: the file of the same stem in the subset's mask folder."""
+def mask_file(subset: Subset, path: Path, size: Size) -> Path | None:
+    """The picture's loss mask: the file of the same stem in the subset's mask folder; None without one.
+
+    Raises:
+        DatasetError: It has another size, or the picture needs one and has none.
+    """
     if subset.mask_folder is None:
         return None
     for ending in sorted(PICTURE_EXTENSIONS):
@@ -607,6 +630,8 @@ def _mask_file(subset: Subset, path: Path, size: Size) -> Path | None:
                         "they must be equal"
                     )
                 return mask
+    if subset.masks_optional:
+        return None
     raise DatasetError(
         f"{subset.mask_folder} has no mask for {path.name}: every picture needs one of its name"
     )

@@ -59,6 +59,8 @@ class Subset:
     face_crop_aug_range: tuple[float, float] | None = None
     mask_folder: Path | None = None
     """Loss masks under the pictures' names, white where the loss counts (sd-scripts: conditioning_data_dir)."""
+    masks_optional: bool = False
+    """Whether pictures may lack a mask, and count whole: masks that were drawn on the page."""
     resize_interpolation: str = ""
     """"" leaves the choice to `images.resize`."""
 
