@@ -136,8 +136,8 @@ def test_a_set_without_variety_is_told_so() -> None:
 def test_nothing_is_measured_twice_and_a_changed_file_is(
     album: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = sorted(album.iterdir())
-    first = measure_all(paths, Detector())
+    paths, cache = sorted(album.iterdir()), album / "cache"
+    first = measure_all(paths, Detector(), cache=cache)
     calls: list[str] = []
     real = measures.measure
 
@@ -146,14 +146,14 @@ def test_nothing_is_measured_twice_and_a_changed_file_is(
         return real(path, detector)
 
     monkeypatch.setattr(measures, "measure", counted)
-    assert measure_all(paths, Detector()) == first
+    assert measure_all(paths, Detector(), cache=cache) == first
     assert calls == []
     scene(77).save(album / "good0.jpg")
-    again = measure_all(paths, Detector())
+    again = measure_all(paths, Detector(), cache=cache)
     assert calls == ["good0.jpg"]
     assert again[album / "good0.jpg"] != first[album / "good0.jpg"]
-    (album / ".kiln" / "measures.json").write_text('{"good0.jpg": {"key": 3}, "good1.jpg": 7}')
-    assert measure_all(paths, Detector()) == again
+    next(cache.iterdir()).write_text('{"good0.jpg": {"key": 3}, "good1.jpg": 7}')
+    assert measure_all(paths, Detector(), cache=cache) == again
     missing = measure_all([album / "gone.jpg"], Detector())
     assert "check that it exists" in missing[album / "gone.jpg"].error
     assert replace(missing[album / "gone.jpg"], error="") == Measure()

@@ -204,7 +204,8 @@ def _borders(name: str, one: Measure) -> list[Finding]:
 
 def _distance(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Bits that differ, for all pairs."""
-    return np.bitwise_count(one[:, None] ^ other[None, :]).astype(np.int64)
+    bits: npt.NDArray[np.int64] = np.bitwise_count(one[:, None] ^ other[None, :]).astype(np.int64)
+    return bits
 
 
 def _duplicates(good: Mapping[str, Measure]) -> list[Finding]:

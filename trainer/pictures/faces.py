@@ -105,7 +105,8 @@ class Detector:
         return faces
 
     def _haar(self, pixels_HWC: Pixels) -> list[Face]:
-        grey = cv2.equalizeHist(cv2.cvtColor(_shrunk(pixels_HWC, HAAR_EDGE_PX), cv2.COLOR_RGB2GRAY))
+        small = cv2.cvtColor(_shrunk(pixels_HWC, HAAR_EDGE_PX), cv2.COLOR_RGB2GRAY)
+        grey = np.asarray(cv2.equalizeHist(small), dtype=np.uint8)
         frontal, profile = self._cascades()
         faces = [_face(grey, box, weight, 0.0) for box, weight in _found(frontal, grey, 5, 1.15)]
         if not faces:  # the profile cascade is slower and surer of itself than it should be
@@ -122,7 +123,7 @@ class Detector:
         if found is None:
             found = tuple(cv2.CascadeClassifier(path) for path in _cascade_files())
             self._own.cascades = found
-        return found  # type: ignore[no-any-return]
+        return found[0], found[1]
 
 
 @cache

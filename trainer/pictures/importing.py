@@ -98,7 +98,7 @@ def plain_name(name: str) -> str:
 
 
 def bring_in(
-    sources: Iterable[Path],
+    sources: Iterable[Path | tuple[Path, str]],
     target: Path,
     *,
     advance: Advance | None = None,
@@ -107,7 +107,8 @@ def bring_in(
     """Copy pictures and their captions into a folder.
 
     Args:
-        sources: Files, folders (with what is in them) and ZIP archives.
+        sources: Files, folders (with what is in them) and ZIP archives; a file that has lost its place, as
+            uploaded ones have, with the path that it had.
         target: Made where it is not there. Its own files are never replaced.
         advance: Called with files done and in all.
         stop: Asked between files; what came in so far stays.
@@ -117,7 +118,8 @@ def bring_in(
         StopTraining: ``stop`` said so.
     """
     brought = Brought()
-    items = [item for source in sources for item in _items(source, brought)]
+    offered = [(one, one.name) if isinstance(one, Path) else one for one in sources]
+    items = [item for source, shown in offered for item in _items(source, shown, brought)]
     if len(items) > MOST_FILES:
         raise DatasetError(f"{len(items):,} files are offered: bring in {MOST_FILES:,} at most at a time")
     staging = target / FOLDER / f"incoming-{uuid.uuid4().hex[:8]}"
@@ -142,21 +144,19 @@ def bring_in(
     return brought
 
 
-def _items(source: Path, brought: Brought) -> Iterator[_Item]:
+def _items(source: Path, shown: str, brought: Brought) -> Iterator[_Item]:
     if source.is_dir():
         yield from _in_folder(source, brought)
     elif source.is_file() and zipfile.is_zipfile(source):
         yield from _in_archive(source, brought)
+    elif _is_junk(shown):
+        return
     elif source.is_file():
-        yield _Item(
-            source.name,
-            source.name,
-            (str(source.parent.name), Path(source.name).stem.lower()),
-            source.stat().st_size,
-            lambda: source.open("rb"),
-        )
+        place = PurePosixPath(shown.replace("\\", "/"))
+        group = (str(place.parent), place.stem.lower())
+        yield _Item(place.name, shown, group, source.stat().st_size, _opener(source))
     else:
-        brought.refused.append((source.name, "it is no file: choose another"))
+        brought.refused.append((shown, "it is no file: choose another"))
 
 
 def _is_junk(name: str) -> bool:

@@ -5,6 +5,7 @@ Axes: H/W height and width in pixels, C channels (RGB).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +23,6 @@ import numpy.typing as npt
 from trainer.data.images import read_small
 from trainer.errors import DatasetError, StopTraining
 from trainer.files import atomic_write
-from trainer.pictures.edits import FOLDER
 from trainer.pictures.faces import Detector, Face
 
 __all__ = ["EDGE_PX", "Measure", "measure", "measure_all"]
@@ -34,7 +34,6 @@ EDGE_PX = 640
 """Longest edge of what is looked at: about what training sees."""
 VERSION = 1
 """Of these measures: older ones are made anew."""
-FILE = "measures.json"
 
 BAR_SHARE = 0.02
 """Thinnest bar that counts, as a share of the edge."""
@@ -247,16 +246,23 @@ def _key(path: Path, detector: Detector) -> str:
     return f"{VERSION}|{detector.name}|{found.st_mtime_ns}|{found.st_size}"
 
 
+def _file_of(folder: Path, cache: Path | None) -> Path | None:
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return cache / f"{name}.json" if cache is not None else None
+
+
 @dataclass
 class _Store:
     """The measures of one folder's pictures, by name."""
 
-    folder: Path
+    file: Path | None
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.file is None:
+            return
         try:
-            data = json.loads((self.folder / FOLDER / FILE).read_text(encoding="utf-8"))
+            data = json.loads(self.file.read_text(encoding="utf-8"))
             self.entries = {name: entry for name, entry in data.items() if isinstance(entry, dict)}
         except (OSError, ValueError, AttributeError):
             self.entries = {}  # a damaged file only costs the time to measure again
@@ -277,16 +283,17 @@ class _Store:
 
     def save(self, present: set[str]) -> None:
         kept = {name: entry for name, entry in self.entries.items() if name in present}
-        try:
-            atomic_write(self.folder / FOLDER / FILE, json.dumps(kept))
-        except OSError:
-            return  # a folder that cannot be written is measured each time
+        if self.file is None:
+            return
+        with contextlib.suppress(OSError):  # without room they are measured each time
+            atomic_write(self.file, json.dumps(kept))
 
 
 def measure_all(
     paths: Sequence[Path],
     detector: Detector,
     *,
+    cache: Path | None = None,
     advance: Callable[[int, int], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     each: Callable[[Path, Pixels], None] | None = None,
@@ -296,6 +303,7 @@ def measure_all(
     Args:
         paths: The pictures.
         detector: Of faces.
+        cache: Folder for what is remembered; None remembers nothing.
         advance: Called with pictures done and in all.
         stop: Asked between pictures; what was measured so far is remembered.
         each: Called in a worker thread with each picture that was read and its small pixels.
@@ -303,7 +311,7 @@ def measure_all(
     Raises:
         StopTraining: ``stop`` said so.
     """
-    stores = {folder: _Store(folder) for folder in {path.parent for path in paths}}
+    stores = {folder: _Store(_file_of(folder, cache)) for folder in {path.parent for path in paths}}
     found: dict[Path, Measure] = {}
     missing: list[tuple[Path, str]] = []
     for path in paths:
