@@ -7,11 +7,19 @@ import json
 import gradio as gr
 
 from trainer.files import REPOSITORY
+from trainer.review import charts
 
 __all__ = ["CSS", "ICON", "LANGUAGES", "SCRIPT", "theme", "words"]
 
-CSS = (REPOSITORY / "assets" / "page.css").read_text(encoding="utf-8")
-SCRIPT = (REPOSITORY / "assets" / "page.js").read_text(encoding="utf-8")
+CSS = "\n".join(
+    [
+        *((REPOSITORY / "assets" / name).read_text(encoding="utf-8") for name in ("page.css", "review.css")),
+        charts.STYLE,
+    ]
+)
+SCRIPT = "\n".join(
+    (REPOSITORY / "assets" / name).read_text(encoding="utf-8") for name in ("page.js", "review.js")
+)
 ICON = REPOSITORY / "assets" / "icon.svg"
 LANGUAGES = {"en": "English", "es": "Español", "vi": "Tiếng Việt"}
 """Languages of the page by code. English stands in the code; assets/languages has a file for each other."""

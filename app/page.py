@@ -171,7 +171,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             with gr.Tab("Train", id="train") as train_tab:
                 panel = train.render()
             with gr.Tab("Review", id="review"):
-                past = review.render()
+                past = review.render(session, form)
         cursor = gr.Textbox(visible=False)
         timer = gr.Timer(1.0)
 
@@ -363,6 +363,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         # gradio's own autoscroll stays at the top once many lines come at a time.
         gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **QUIET)
         timer.tick(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **QUIET)
+        timer.tick(None, None, None, js="() => kiln.review.tick()", **QUIET)
     return page, form
 
 

@@ -49,9 +49,11 @@ __all__ = [
     "alert",
     "duration",
     "fold",
+    "make_thumbnail",
     "row",
     "served",
     "set_button",
+    "thumbnail_of",
 ]
 
 LOG_LINES = 500
@@ -210,13 +212,9 @@ class RunView:
         if self.quiet:
             return
         self._say(event, f"sample {event.path.name}")
-        name = hashlib.sha256(str(event.path).encode()).hexdigest()[:24] + ".webp"
-        thumbnail = self.thumbnails / name
+        thumbnail = thumbnail_of(event.path, self.thumbnails)
         try:
-            if not thumbnail.exists():  # it does where an earlier server showed this run
-                with Image.open(event.path) as picture, atomic_path(thumbnail) as temporary:
-                    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-                    picture.save(temporary, "WEBP", quality=90)
+            make_thumbnail(event.path, thumbnail)
         except OSError as error:
             self._say(event, f"no thumbnail of {event.path.name}: {error}")
             return
@@ -435,6 +433,24 @@ def figure(sample: Sample) -> str:
         f'<figure><a href="{full}" target="_blank" rel="noopener"><img src="{small}" alt="{prompt}" '
         f'title="{prompt}" loading="lazy"></a><figcaption>{prompt}</figcaption></figure>'
     )
+
+
+def thumbnail_of(path: Path, folder: Path) -> Path:
+    """Where the thumbnail of a picture lies, once it is made."""
+    return folder / (hashlib.sha256(str(path).encode()).hexdigest()[:24] + ".webp")
+
+
+def make_thumbnail(path: Path, thumbnail: Path) -> None:
+    """Make the thumbnail of a picture, if it is not there from before.
+
+    Raises:
+        OSError: The picture cannot be read, or the thumbnail not be written.
+    """
+    if thumbnail.exists():
+        return
+    with Image.open(path) as picture, atomic_path(thumbnail) as temporary:
+        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        picture.save(temporary, "WEBP", quality=90)
 
 
 def served(path: Path) -> str:

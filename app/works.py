@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "load"]
 
-KINDS: dict[str, str] = {}
+KINDS: dict[str, str] = {
+    "captions": "app.captions",
+    "grid": "app.grids",
+}
 """Kind of work to the module whose ``work(settings, base, paths)`` makes it from the settings in the list."""
 
 

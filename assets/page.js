@@ -366,12 +366,15 @@ window.kiln = (() => {
         const answer = await state.server.act(data);
         const box = document.getElementById("kiln-answer");
         if (box) box.textContent = answer.error || answer.message || "";
-        if (answer.values) {
-            state.adopts = true;
-            apply({...answer.values, $rest: answer.rest, $base: answer.base, $origin: answer.origin});
-            openTab("Parameters");
-        }
+        if (answer.values) fill(answer);
         if (state.trigger) state.trigger("now");
+    }
+
+    // Settings that the server chose, as if they had been loaded.
+    function fill(answer) {
+        state.adopts = true;
+        apply({...answer.values, $rest: answer.rest, $base: answer.base, $origin: answer.origin});
+        openTab(answer.tab || "Parameters");
     }
 
     function searchLog(query) {
@@ -515,5 +518,5 @@ window.kiln = (() => {
         state.trigger = trigger;
     }
 
-    return {all, apply, check, checked, connect, draft, edited, family, go, loaded, opening, parts, pending, state};
+    return {all, apply, browse, check, checked, connect, draft, edited, family, fill, go, loaded, opening, parts, pending, state};
 })();

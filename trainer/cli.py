@@ -48,6 +48,7 @@ from trainer.events import (
 )
 from trainer.events import Progress as ProgressEvent
 from trainer.files import REPOSITORY
+from trainer.review import commands as review
 from trainer.tools.commands import VERBS as TOOLS
 from trainer.tools.commands import add_commands
 
@@ -62,7 +63,7 @@ STOPPED = 130
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code."""
     arguments = list(argv)
-    if arguments and arguments[0] not in ("train", "check", "convert", *TOOLS, "-h", "--help"):
+    if arguments and arguments[0] not in ("train", "check", "convert", *TOOLS, *review.VERBS, "-h", "--help"):
         arguments.insert(0, "train")
     options = _parser().parse_args(arguments)
     try:
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("output", type=Path, help="where to save it")
     convert.set_defaults(run=_convert)
     add_commands(commands)
+    review.add_commands(commands)
     return parser
 
 

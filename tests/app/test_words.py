@@ -27,7 +27,7 @@ def test_every_text_is_one_of_the_page() -> None:
     files = [
         *REPOSITORY.glob("app/*.py"),
         *REPOSITORY.glob("app/tabs/*.py"),
-        REPOSITORY / "assets" / "page.js",
+        *(REPOSITORY / "assets" / name for name in ("page.js", "review.js")),
     ]
     code = "\n".join(file.read_text(encoding="utf-8") for file in files)
     code = re.sub(r'"\n\s+f?"', "", code)  # sentences over several lines

@@ -140,7 +140,7 @@ def test_other_runs_in_the_folder_stay_apart(tmp_path: Path) -> None:
         ("one-step00000100", 100),
     ]
     # Drawn twice at a step: the newer picture; at an epoch of unknown length: none.
-    assert [(each.step, each.path.name[18:24], each.seed) for each in run.pictures] == [(100, "010005", 3)]
+    assert [(each.step, each.path.name[22:28], each.seed) for each in run.pictures] == [(100, "000500", 3)]
     assert open_run(tmp_path, "bare").checkpoints[0].epoch == 2
     with pytest.raises(ConfigError, match="no run called three: there are"):
         open_run(tmp_path, "three")
@@ -167,7 +167,8 @@ def test_a_continued_run_counts_on(trained: tuple[Path, list[StepDone]], tmp_pat
     assert (config.epoch, config.max_train_steps, config.max_train_epochs) == (2, 0, 0)
     values = {**json.loads(config.model_dump_json()), "train_data_dir": str(trained[0] / "img")}
     values["pretrained_model_name_or_path"] = str(trained[0] / "model.safetensors")
-    outcome, events = train(tmp_path, **values, save_every_n_steps=3)
+    values["save_every_n_steps"] = 3
+    outcome, events = train(tmp_path, **values)
     assert outcome.step == 12
     assert [event.step for event in events if isinstance(event, StepDone)] == list(range(5, 13))
     names = {path.name for path in source.glob("toy-2*.safetensors")}

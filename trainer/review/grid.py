@@ -304,7 +304,7 @@ class Grid:
 
         paths = {path.name: path for path, _ in self.files}
         device = devices.choose()
-        plain = self._job(None)
+        plain = self.job()
         devices.check_precision(plain.config.mixed_precision, device)
         memory.check(plain, device)
         emit(PhaseStarted(phase="load model"))
@@ -328,7 +328,7 @@ class Grid:
                 network: Network | None = None
                 job = plain
                 if file:
-                    job = self._job(paths[file])
+                    job = self.job(paths[file])
                     network = plugin_for(job).create(family, job, Draws(1), say)
                     network.attach()
                     network.to(device, torch.float32)
@@ -380,8 +380,12 @@ class Grid:
             )
         )
 
-    def _job(self, file: Path | None) -> Job:
-        """The run as it must be set up to draw with a file: everything that the file holds is loaded."""
+    def job(self, file: Path | None = None) -> Job:
+        """The run as it must be set up to draw with a file: everything that the file holds is loaded.
+
+        Raises:
+            ConfigError: The settings contradict each other.
+        """
         from trainer.job import Job
 
         header = {} if file is None else read_header(file)

@@ -226,7 +226,8 @@ def open_run(
     wanted = _prompts(folder, config, config_file, may_read)
     pictures = _pictures(name, samples, wanted, config, per_epoch, history)
     points = history.points or _tensorboard(folder, config, config_file, may_read)
-    steps = [0, *(each.step for each in (*pictures, *checkpoints)), *(point.step for point in points)]
+    steps = [picture.step for picture in pictures] + [each.step for each in checkpoints]
+    steps += [point.step for point in points]
     return RunFolder(
         folder=folder,
         name=name,
@@ -239,7 +240,7 @@ def open_run(
         config_file=config_file,
         metadata=metadata,
         journal=journals[-1] if journals else None,
-        last_step=max(steps),
+        last_step=max(steps, default=0),
         planned_steps=history.planned or _whole(metadata.get("ss_max_train_steps")),
         end=history.end,
     )
