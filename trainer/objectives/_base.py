@@ -59,5 +59,9 @@ class Objective(ABC, Generic[D, N]):
         """Noise model latents, on the device, with what was drawn for them."""
 
     @abstractmethod
+    def at_level(self, drawn: D, level: float) -> D:
+        """The same draw with every sample at one noise level, from 0 (clean) to 1 (noise)."""
+
+    @abstractmethod
     def loss(self, prediction_BCHW: Tensor, noised: N, batch: Batch) -> tuple[Tensor, Tensor]:
         """The mean over the batch, 0-d and differentiable, and the loss of each sample, (B,), detached."""

@@ -151,6 +151,9 @@ def top_pair(difference: Tensor, limit: int, clamp_quantile: float, device: str 
     """
     rank = min(limit, difference.shape[0], difference.shape[1])
     matrix = difference.flatten(1).to(device or "cpu")
+    if not matrix.any():  # most layers of two models that differ by a merged LoRA
+        down = torch.eye(rank, matrix.shape[1])
+        return _clamped_pair(torch.zeros(len(matrix), rank), down, difference, 1.0)
     if min(matrix.shape) <= DENSE_WIDTH:
         # The limit of the clamp depends on the signs of the vectors: this gives sd-scripts' own.
         u, s, vh = torch.linalg.svd(matrix.float(), full_matrices=False)

@@ -1,0 +1,228 @@
+"""How often the verdict agrees with a reader of pixels, on runs in the demo world.
+
+    python -m tests.benchmarks.verdict WORK --train [--runs N]   # make and measure what is missing
+    python -m tests.benchmarks.verdict WORK                      # print the agreement
+
+Runs vary rank, learning rate, number of pictures, mirrored or clean pictures and batch size; each keeps several
+checkpoints. The label of a checkpoint comes from samples that diffusers draws and `assets.demo.reader` judges:
+the subject is shown, the prompt still followed, the picture intact. Every run's result is a file of its own,
+written when it ends, so that the work can be broken off and taken up. Runs with an even number were looked at
+when thresholds were set; the agreement is that of the odd ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+
+from assets.demo import make_subject, reader
+from tests.demo import figures
+from trainer import config as configuration
+from trainer import runner
+from trainer.events import EventLog
+from trainer.files import REPOSITORY, atomic_write
+from trainer.job import Job
+from trainer.review.measure import Measures, measure_run, read_measures, write_measures
+from trainer.review.run_folder import open_run
+from trainer.review.verdict import Kind, judge, kinds
+
+PICTURES = REPOSITORY / "assets" / "demo" / "images" / "25_k1ln person"
+PRESET = REPOSITORY / "presets" / "demo.json"
+LABEL_SAMPLES = 12
+SHOWN, FOLLOWED, INTACT = 0.6, 0.7, 0.45
+"""Shares of samples that a good checkpoint reaches. The preset itself has 94, 100 and 66 %."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One run."""
+
+    number: int
+    rank: int
+    rate: float
+    """unet_lr; the text encoder has half of it."""
+    steps: int
+    pictures: int
+    mirrored: bool
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        kind = "mirrored" if self.mirrored else "clean"
+        return f"{self.number:02d}_r{self.rank}_lr{self.rate:g}_s{self.steps}_n{self.pictures}_{kind}_b{self.batch}"
+
+
+def specs() -> list[Spec]:
+    """All runs, in an order that covers the ground early."""
+    grid = list(
+        itertools.product((4, 32), (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (4, 16), (False, False, True), (2,))
+    )
+    random.Random(5).shuffle(grid)
+    return [
+        Spec(number, rank, rate, 300, pictures, mirrored, batch)
+        for number, (rank, rate, pictures, mirrored, batch) in enumerate(grid[:48])
+    ]
+
+
+def train(spec: Spec, folder: Path) -> None:
+    """Make the pictures and train."""
+    images = folder / "img" / f"{400 // spec.pictures}_k1ln person"
+    shutil.rmtree(folder, ignore_errors=True)
+    images.mkdir(parents=True)
+    for index, path in enumerate(sorted(PICTURES.glob("*.png"))[: spec.pictures]):
+        with Image.open(path) as picture:
+            (ImageOps.mirror(picture) if spec.mirrored and index % 2 else picture).save(images / path.name)
+        words = path.with_suffix(".txt").read_text(encoding="utf-8")
+        if spec.mirrored and index % 2:  # the caption says what the picture shows
+            swap = {"facing left": "facing right", "facing right": "facing left"}
+            words = next((words.replace(a, b) for a, b in swap.items() if a in words), words)
+        (images / path.with_suffix(".txt").name).write_text(words, encoding="utf-8")
+    values = json.loads(PRESET.read_text(encoding="utf-8"))
+    values |= {
+        "output_dir": str(folder / "out"),
+        "output_name": "run",
+        "logging_dir": "",
+        "train_data_dir": str(folder / "img"),
+        "network_dim": spec.rank,
+        "network_alpha": spec.rank,
+        "learning_rate": spec.rate,
+        "unet_lr": spec.rate,
+        "text_encoder_lr": spec.rate / 2,
+        "lr_scheduler": "constant",
+        "lr_warmup": 0,
+        "max_train_steps": spec.steps,
+        "train_batch_size": spec.batch,
+        "save_every_n_epochs": 0,
+        "save_every_n_steps": spec.steps // 5,
+        "sample_every_n_steps": 0,
+        "sample_prompts": "",
+        "seed": 100 + spec.number,
+    }
+    config = configuration.loads(json.dumps(values)).config
+    runner.run(Job.from_config(config, base=REPOSITORY), EventLog())
+
+
+def label(file: Path) -> dict[str, float]:
+    """Rates of a checkpoint, by diffusers' pictures and the reader."""
+    portraits = figures.subject_portraits(LABEL_SAMPLES)
+    pictures = figures.sample(
+        figures.load_pipeline(lora=file),
+        [make_subject.subject_caption(p) for p in portraits],
+        batch=LABEL_SAMPLES,
+    )
+    found = [(reader.read(picture), portrait) for picture, portrait in zip(pictures, portraits, strict=True)]
+    followed = [(r.background == p.background) + (r.clothes == p.clothes) for r, p in found]
+    return {
+        "shown": sum(r.subject_shown for r, _ in found) / len(found),
+        "followed": sum(followed) / (2 * len(found)),
+        "intact": sum(r.intact for r, _ in found) / len(found),
+    }
+
+
+def kind_of(rates: dict[str, float]) -> Kind:
+    """The label that rates stand for."""
+    if rates["followed"] < FOLLOWED or rates["intact"] < INTACT:
+        return "overtrained"
+    return "good" if rates["shown"] >= SHOWN else "undertrained"
+
+
+def make(work: Path, most: int) -> None:
+    """Train and measure what has no result yet."""
+    torch.set_num_threads(1)
+    done = 0
+    for spec in specs():
+        result = work / "results" / f"{spec.name}.json"
+        if result.exists() or done >= most:
+            continue
+        folder = work / "runs" / spec.name
+        if not (folder / "out" / "run.safetensors").exists():
+            began = time.perf_counter()
+            train(spec, folder)
+            print(f"{spec.name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
+        run = open_run(folder / "out")
+        assert run.config is not None
+        measured = work / "measures" / f"{spec.name}.json"
+        if read_measures(measured) is None:
+            began = time.perf_counter()
+            write_measures(measured, measure_run(run, run.config, REPOSITORY, emit=lambda event: None))
+            print(f"{spec.name}: measured in {time.perf_counter() - began:.0f} s", flush=True)
+        began = time.perf_counter()
+        labels = {file.path.name: label(file.path) for file in run.checkpoints}
+        print(f"{spec.name}: labelled in {time.perf_counter() - began:.0f} s: {labels}", flush=True)
+        atomic_write(result, json.dumps({"spec": asdict(spec), "labels": labels}, indent=1))
+        done += 1
+
+
+def results(work: Path) -> list[tuple[dict[str, Any], dict[str, dict[str, float]], Measures]]:
+    """Everything that is done: the run, its labels, its measures."""
+    found = []
+    for path in sorted((work / "results").glob("*.json")):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        measures = read_measures(work / "measures" / path.name)
+        if measures is not None:
+            found.append((values["spec"], values["labels"], measures))
+    return found
+
+
+def report(work: Path) -> None:
+    """Agreement, run by run and checkpoint by checkpoint."""
+    tables: dict[str, Counter[tuple[str, str]]] = {"tuned on": Counter(), "not tuned on": Counter()}
+    runs: dict[str, list[bool]] = {name: [] for name in tables}
+    kept: dict[str, list[bool]] = {name: [] for name in tables}
+    for spec, labels, measures in results(work):
+        part = "not tuned on" if spec["number"] % 2 else "tuned on"
+        told = kinds(measures)
+        true = {point.file: kind_of(labels[point.file]) for point in measures.points}
+        for point, kind in zip(measures.points, told, strict=True):
+            tables[part][true[point.file], kind] += 1
+        verdict = judge(measures)
+        last = measures.points[-1].file
+        runs[part].append(verdict.kind == true[last])
+        if "good" in true.values():
+            kept[part].append(verdict.file is not None and true.get(verdict.file) == "good")
+        line = " ".join(f"{true[p.file][:5]}/{k[:5]}" for p, k in zip(measures.points, told, strict=True))
+        print(f"{Spec(**spec).name:<46} {line}")
+    for part, table in tables.items():
+        total = sum(table.values())
+        if not total:
+            continue
+        right = sum(count for (true_kind, kind), count in table.items() if true_kind == kind)
+        print(f"\nruns {part}: {len(runs[part])}")
+        print(f"  checkpoints: {right} of {total} ({right / total:.0%})")
+        print(f"  kind at the end of the run: {sum(runs[part])} of {len(runs[part])}")
+        if kept[part]:
+            print(
+                f"  the file to keep is a good one, where there is one: {sum(kept[part])} of {len(kept[part])}"
+            )
+        for (true_kind, kind), count in sorted(table.items()):
+            print(f"    reader {true_kind:<13} verdict {kind:<13} {count}")
+
+
+def main() -> None:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--train", action="store_true", help="make and measure runs")
+    parser.add_argument("--runs", type=int, default=10**6, help="at most so many")
+    options = parser.parse_args()
+    if options.train:
+        make(options.work, options.runs)
+    else:
+        report(options.work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

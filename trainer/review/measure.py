@@ -1,0 +1,366 @@
+"""Measuring the checkpoints of a run: weights, losses on fixed pictures, pictures; one line of JSON each.
+
+During training `DuringTraining` measures the network in hand at each save and each sample; afterwards
+`measure_run` measures every saved file, ours or another program's. What was measured lies beside the run's
+journal (`measures.jsonl`) and is not measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import ConfigError, StopTraining, TrainerError
+from trainer.events import Event, LogLine, PhaseStarted, Progress
+from trainer.files import atomic_write
+from trainer.review.run_folder import Checkpoint, RunFolder
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from trainer.config import KohyaConfig
+    from trainer.review.probe import Figures
+
+__all__ = ["Measure", "Measures", "measure_run", "measures_file", "read_measures"]
+
+VERSION = 1
+PICTURES = 8
+"""Training pictures that a probe looks at."""
+DRAWN_STEPS = 12
+DRAWN_PROMPTS, DRAWN_SEEDS = 2, 2
+"""Captions, and seeds of each, that are drawn of a checkpoint where a run has no samples."""
+
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is known of one checkpoint."""
+
+    step: int
+    file: str
+    """Name of the LoRA file; "" for a point in training at which none was saved."""
+    norm: float
+    """Of all weight changes."""
+    stable_rank: float
+    blocks: Mapping[str, float] = field(default_factory=dict)
+    levels: tuple[float, ...] = ()
+    own: tuple[float, ...] = ()
+    """Losses at each level; see `trainer.review.probe.Figures`."""
+    other: tuple[float, ...] = ()
+    plain: tuple[float, ...] = ()
+    held: tuple[float, ...] = ()
+    moved: tuple[float, ...] = ()
+    pictures: Mapping[str, float] = field(default_factory=dict)
+    """Figures of its pictures: saturation, contrast, clipped, detail, diversity, nearest."""
+    strengths: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """Own loss at other strengths, by strength."""
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A run as measured."""
+
+    base: Measure | None
+    """The base model; None where no loss was measured."""
+    points: tuple[Measure, ...]
+    """By step."""
+    training: Mapping[str, float] = field(default_factory=dict)
+    """Figures of the training pictures."""
+    trigger: str = ""
+    cost_share: float | None = None
+    """Time that measuring took, as a share of the training's; None afterwards."""
+    missing: tuple[str, ...] = ()
+    """What could not be measured, and why."""
+
+
+def measures_file(run: RunFolder) -> Path:
+    """Where a run's measures lie: beside its newest journal, or in logs/."""
+    if run.journal is not None:
+        return run.journal.parent / "measures.json"
+    return run.folder / "logs" / f"{run.name}-measures.json"
+
+
+def read_measures(path: Path) -> Measures | None:
+    """What was measured before; None where there is nothing, or that of another version."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("version") != VERSION:
+            return None
+        values["base"] = _measure(values["base"]) if values["base"] else None
+        values["points"] = tuple(_measure(each) for each in values["points"])
+        values["missing"] = tuple(values["missing"])
+        return Measures(**values)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_measures(path: Path, measures: Measures) -> None:
+    """Keep what was measured."""
+    atomic_write(path, json.dumps({"version": VERSION, **asdict(measures)}, indent=1))
+
+
+def _measure(values: Mapping[str, Any]) -> Measure:
+    lists = ("levels", "own", "other", "plain", "held", "moved")
+    strengths = {key: tuple(value) for key, value in values["strengths"].items()}
+    return Measure(**{**values, **{name: tuple(values[name]) for name in lists}, "strengths": strengths})
+
+
+def of_figures(step: int, file: str, figures: Figures | None, **more: Any) -> Measure:
+    """A measure from a probe's figures and what else is known."""
+    known = {} if figures is None else {name: getattr(figures, name) for name in figures.__dataclass_fields__}
+    return Measure(step=step, file=file, **known, **more)
+
+
+# --- afterwards ---------------------------------------------------------------------------------
+
+
+def measure_run(
+    run: RunFolder,
+    config: KohyaConfig,
+    base: Path,
+    *,
+    emit: Emit,
+    stopped: Callable[[], bool] = lambda: False,
+    pictures: int = PICTURES,
+    draw: bool = True,
+    strengths: Sequence[float] = (),
+    known: Measures | None = None,
+) -> Measures:
+    """Measure every saved file of a run.
+
+    Args:
+        run: From `open_run`.
+        config: Its settings.
+        base: Folder that their relative paths start from.
+        emit: Gets progress and what cannot be measured.
+        stopped: Asked between pieces.
+        pictures: Training pictures to look at.
+        draw: Whether pictures are drawn of checkpoints without samples.
+        strengths: Other strengths at which the last file is measured.
+        known: From before; files in it are not measured again.
+
+    Raises:
+        ConfigError: There are no LoRA files.
+        StopTraining: ``stopped`` said so.
+    """
+    files = [each for each in run.checkpoints if each.path.suffix.lower() == ".safetensors"]
+    if not files:
+        raise ConfigError(
+            f"{run.name} has no LoRA files that could be judged: keep at least one (.safetensors)"
+        )
+    missing: list[str] = []
+    before = {point.file: point for point in known.points} if known is not None and known.base else {}
+    try:
+        with _loaded(run, config, base, files, emit, pictures) as bench:
+            points = []
+            emit(PhaseStarted(phase="measure", total=len(files), unit="files"))
+            for index, file in enumerate(files):
+                if stopped():
+                    raise StopTraining
+                point = before.get(file.path.name) or bench.measure(file, run, draw, stopped)
+                points.append(point)
+                emit(Progress(phase="measure", done=index + 1, total=len(files)))
+            if strengths and not points[-1].strengths:
+                points[-1] = replace(points[-1], strengths=bench.sweep(files[-1], strengths))
+            return Measures(
+                base=bench.of_base(),
+                points=tuple(points),
+                training=bench.training,
+                trigger=bench.material.trigger,
+                missing=tuple(missing),
+            )
+    except TrainerError as error:
+        reason = str(error)
+    emit(LogLine(message=f"losses cannot be measured: {reason}", level="warning"))
+    missing.append(f"losses: {reason}")
+    points = []
+    for index, file in enumerate(files):
+        if stopped():
+            raise StopTraining
+        points.append(
+            of_figures(
+                file.step, file.path.name, None, **_of_file(file.path), pictures=_of_samples(run, file)
+            )
+        )
+        emit(Progress(phase="measure", done=index + 1, total=len(files)))
+    return Measures(base=None, points=tuple(points), missing=tuple(missing))
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    from trainer.review.signals import weight_figures
+    from trainer.tools import _lora
+
+    figures = weight_figures(_lora.read(path))
+    return {"norm": figures.norm, "stable_rank": figures.stable_rank, "blocks": figures.blocks}
+
+
+def _of_samples(run: RunFolder, file: Checkpoint) -> dict[str, float]:
+    """Figures of the samples that were drawn at a file's step."""
+    shown = [each.path for each in run.pictures if each.step == file.step]
+    return _of_pictures(shown, ())
+
+
+def _of_pictures(
+    shown: Sequence[Path | Image.Image],
+    training: Sequence[Path],
+    one_prompt: Sequence[Path | Image.Image] = (),
+) -> dict[str, float]:
+    from trainer.review import signals
+
+    if not shown:
+        return {}
+    try:
+        found = dict(asdict(signals.picture_figures(shown)))
+        if len(one_prompt) > 1:
+            found["diversity"] = signals.diversity(one_prompt)
+        if training:
+            found["nearest"] = signals.nearest(shown, training)
+    except OSError:
+        return {}
+    return found
+
+
+class _Bench:
+    """The base model with everything that a run's files are measured on."""
+
+    def __init__(self, run: RunFolder, config: KohyaConfig, base: Path, emit: Emit, pictures: int) -> None:
+        from trainer import devices, memory, plugins, runner
+        from trainer.data import folder
+        from trainer.objectives import objective_for
+        from trainer.prompts import SamplePrompt
+        from trainer.review import probe
+        from trainer.review.grid import Grid
+
+        def say(message: str) -> None:
+            emit(LogLine(message=message))
+
+        # A grid knows how a run must be set up so that all of a file is loaded.
+        self.grid = Grid(
+            title=run.name,
+            config=config,
+            base=base,
+            files=((run.folder, 0),),
+            prompts=(SamplePrompt(),),
+            seeds=(),
+            folder=run.folder,
+        )
+        job = runner.apply_dataset_config(self.grid.job())
+        self.job = job.with_config(cache_latents=False, cache_latents_to_disk=False)
+        dataset = folder.scan(self.job)
+        self.device = devices.choose()
+        devices.check_precision(config.mixed_precision, self.device)
+        memory.check(self.job, self.device)
+        emit(PhaseStarted(phase="load model"))
+        self.dtype = devices.weight_dtype(config.mixed_precision)
+        self.family: Any = (
+            plugins.Folder("trainer.families").get(job.family).load(self.job, self.device, self.dtype, say)
+        )
+        self.material = probe.prepare(dataset, self.family, None, pictures=pictures)
+        self.swap = memory.prepare(self.family, self.job, self.device, say)
+        objective = objective_for(self.job).prepare(self.job, self.device)
+        self.probe = probe.Probe(self.family, objective, self.material, autocast=self.autocast)
+        indices = [index for batch in self.material.batches for index in batch.pictures]
+        self.training_files = [dataset.pictures[index].path for index in indices]
+        self.captions = [dataset.pictures[index].caption for index in indices]
+        self.training = _of_pictures(self.training_files, ())
+
+    def autocast(self) -> Any:
+        """Context of a forward pass."""
+        import torch
+
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def of_base(self) -> Measure:
+        return of_figures(0, "", self.probe.measure(None), norm=0.0, stable_rank=0.0)
+
+    @contextlib.contextmanager
+    def attached(self, file: Path) -> Iterator[Any]:
+        import torch
+
+        from trainer.draws import Draws
+        from trainer.networks import plugin_for
+
+        job = self.grid.job(file)
+        network = plugin_for(job).create(self.family, job, Draws(1), lambda message: None)
+        network.attach()
+        try:
+            network.to(self.device, torch.float32)
+            network.train(False)
+            yield network
+        finally:
+            network.detach()
+
+    def measure(self, file: Checkpoint, run: RunFolder, draw: bool, stopped: Callable[[], bool]) -> Measure:
+        self.probe.measure(None)
+        with self.attached(file.path) as network:
+            figures = self.probe.measure(network)
+            shown: list[Any] = [each.path for each in run.pictures if each.step == file.step]
+            alike: list[Any] = []
+            if not shown and draw:
+                shown = self.draw(stopped)
+                alike = shown[:DRAWN_SEEDS]
+        made = _of_pictures(shown, self.training_files, alike)
+        return of_figures(file.step, file.path.name, figures, **_of_file(file.path), pictures=made)
+
+    def sweep(self, file: Checkpoint, strengths: Sequence[float]) -> dict[str, tuple[float, ...]]:
+        found = {}
+        with self.attached(file.path) as network:
+            for strength in strengths:
+                network.set_multiplier(strength)
+                found[f"{strength:g}"] = self.probe._measure(is_base=False).own
+        return found
+
+    def draw(self, stopped: Callable[[], bool]) -> list[Any]:
+        """A few small pictures of training captions, as many seeds."""
+        from PIL import Image
+
+        from trainer import sampling
+        from trainer.prompts import SamplePrompt
+
+        width, height = self.material.batches[0].bucket
+        wanted = [
+            SamplePrompt(
+                prompt=self.captions[place * len(self.captions) // DRAWN_PROMPTS],
+                width=width,
+                height=height,
+                seed=seed + 1,
+                steps=DRAWN_STEPS,
+            )
+            for place in range(DRAWN_PROMPTS)
+            for seed in range(DRAWN_SEEDS)
+        ]
+        pictures = []
+        with self.autocast():
+            for drawn in sampling.draw(self.family, self.job, wanted, stop=stopped):
+                levels = ((drawn.pixels_1CHW[0].float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
+                pictures.append(Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy()))
+        return pictures
+
+    def close(self) -> None:
+        from trainer import devices
+
+        if self.swap is not None:
+            self.swap.close()
+        self.family = self.probe = None
+        devices.free()
+
+
+@contextlib.contextmanager
+def _loaded(
+    run: RunFolder,
+    config: KohyaConfig,
+    base: Path,
+    files: Sequence[Checkpoint],
+    emit: Emit,
+    pictures: int,
+) -> Iterator[_Bench]:
+    bench = _Bench(run, config, base, emit, pictures)
+    try:
+        yield bench
+    finally:
+        bench.close()
