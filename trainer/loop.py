@@ -122,7 +122,7 @@ class Run:
         self.network.train(True)
         self.built.train()
         if stop_text_encoder_at is not None and self.step >= stop_text_encoder_at:
-            self.network.freeze_text_encoder()  # a resumed run
+            self._freeze_text_encoder()  # a resumed run
             stop_text_encoder_at = None
         while self.step < plan.max_train_steps:
             before = self.job.origin_epoch
@@ -130,7 +130,7 @@ class Run:
             for pending in self._epoch(epoch):
                 report.add(pending)
                 if stop_text_encoder_at is not None and self.step >= stop_text_encoder_at:
-                    self.network.freeze_text_encoder()
+                    self._freeze_text_encoder()
                     stop_text_encoder_at = None
                     self._say(f"text encoder stops training at step {self.counted}")
                 if self._after_step(report, epoch):
@@ -146,6 +146,12 @@ class Run:
         if config.save_state or config.save_state_on_train_end:
             self.save_state(outputs.final_name(self.job), epoch, report)
         return Outcome(step=self.counted, path=path, state=self.last_state, stopped=False)
+
+    def _freeze_text_encoder(self) -> None:
+        self.network.freeze_text_encoder()
+        config = self.job.config
+        if not (config.network_dropout or config.rank_dropout or config.module_dropout):
+            self.family.freeze_text()  # a dropout would make every reading of a caption another one
 
     def _epoch(self, epoch: int) -> Iterator[Pending]:
         """Train through the rest of an epoch, one yield an optimizer update."""
@@ -227,6 +233,7 @@ class Run:
         """Clip, optimizer step, schedule; returns the rates that this step used."""
         if self.job.config.max_grad_norm:
             self.accelerator.clip_grad_norm_(list(self.network.parameters()), self.job.config.max_grad_norm)
+        self.network.before_update()
         lr = self.schedule.rates()
         self.built.optimizer.step()
         if not getattr(self.built.optimizer, "step_was_skipped", False):

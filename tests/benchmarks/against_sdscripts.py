@@ -48,17 +48,18 @@ class Timing:
     last_loss: float
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Variables that both programs run with."""
+    return {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+
+
 def _run(command: list[str], log: Path, threads: int) -> tuple[float, float, int]:
     """Run a command; gives its start (seconds since the epoch), duration and peak memory in bytes."""
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "HF_HUB_OFFLINE": "1",
-    }
     with log.open("w", encoding="utf-8") as output:
         began = time.time()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment(threads)}
+        )
         peak_bytes, status = _watch(process)
     if status:
         raise SystemExit(f"{' '.join(command)} ended with {status}; see {log}:\n{log.read_text()[-2000:]}")
@@ -84,27 +85,32 @@ def _watch(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     return peak_bytes, process.wait()
 
 
-def theirs(args: argparse.Namespace, folder: Path) -> Timing:
-    """One run of sd-scripts."""
-    folder.mkdir(parents=True)
+def their_command(args: argparse.Namespace, folder: Path, steps: int) -> list[str]:
+    """How sd-scripts is run in a folder that exists."""
     shutil.copy(args.start, folder / "start.safetensors")
     driver = Path(__file__).resolve().parents[1] / "parity" / "run_sdscripts.py"
     command = [str(args.reference_python), str(driver), args.case, "--timing"]
     for option in ("source", "model", "photos", "tokenizers"):
         command += [f"--{option}", str(getattr(args, option).resolve())]
     command += ["--reg-photos", str(args.photos.resolve()), "--out", str(folder)]
-    command += ["--threads", str(args.threads), "--steps", str(2 * BATCHES_PER_EPOCH)]
+    command += ["--threads", str(args.threads), "--steps", str(steps)]
     for change in args.set:
         command += ["--set", change]
+    return command
+
+
+def theirs(args: argparse.Namespace, folder: Path) -> Timing:
+    """One run of sd-scripts."""
+    folder.mkdir(parents=True)
+    command = their_command(args, folder, 2 * BATCHES_PER_EPOCH)
     _, total_s, peak_bytes = _run(command, folder / "log.txt", args.threads)
     report = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     done = [step["done_s"] for step in report["micro_steps"]]
     return _timing("sd-scripts", done, total_s, peak_bytes, report["micro_steps"][-1]["loss"])
 
 
-def ours(args: argparse.Namespace, folder: Path) -> Timing:
-    """One run of our shell."""
-    folder.mkdir(parents=True)
+def write_config(args: argparse.Namespace, folder: Path, steps: int) -> Path:
+    """Write the Kohya JSON of our run into a folder that exists."""
     config: dict[str, Any] = kohya_json(
         args.case,
         model=args.model.resolve(),
@@ -112,11 +118,19 @@ def ours(args: argparse.Namespace, folder: Path) -> Timing:
         reg_photos=args.photos.resolve(),
         output=folder,
         network_weights=args.start.resolve(),
-        steps=2 * BATCHES_PER_EPOCH,
+        steps=steps,
     )
     config.update((key, json.loads(value)) for key, _, value in (item.partition("=") for item in args.set))
-    (folder / "case.json").write_text(json.dumps(config), encoding="utf-8")
-    command = [sys.executable, "-m", "trainer", str(folder / "case.json")]
+    file = folder / "case.json"
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return file
+
+
+def ours(args: argparse.Namespace, folder: Path) -> Timing:
+    """One run of our shell."""
+    folder.mkdir(parents=True)
+    file = write_config(args, folder, 2 * BATCHES_PER_EPOCH)
+    command = [sys.executable, "-m", "trainer", str(file)]
     began, total_s, peak_bytes = _run(command, folder / "log.txt", args.threads)
     journal = next(folder.glob("logs/*/journal.jsonl"))
     steps = [event for event in read_journal(journal) if isinstance(event, StepDone)]
@@ -130,17 +144,22 @@ def _timing(program: str, done_s: list[float], total_s: float, peak_bytes: int, 
     return Timing(program, done_s[0], step_s, total_s, peak_bytes, last_loss)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is compared, and where the reference is."""
+    for option in ("reference-python", "source", "model", "photos", "tokenizers", "start"):
+        parser.add_argument(f"--{option}", type=Path, required=True)
+    parser.add_argument("--case", default="plain")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="change both JSONs")
+
+
 def main() -> int:
     """Command line; ends with 1 where ours is slower or larger in any of the three."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for option in ("reference-python", "source", "model", "photos", "tokenizers", "start"):
-        parser.add_argument(f"--{option}", type=Path, required=True)
-    parser.add_argument("--case", default="plain")
-    parser.add_argument("--threads", type=int, default=2)
+    add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=JSON", help="change both JSONs")
     parser.add_argument(
         "--only", choices=("ours", "theirs"), help="run one program (to find out what it takes)"
     )

@@ -105,6 +105,25 @@ class Recorder:
                 return f"{folder.name}/{Path(path).relative_to(folder).as_posix()}"
         raise ValueError(f"{path} is in none of the data sets")
 
+    def begin_step(self, batch: Any) -> None:
+        """Note what a micro-batch consists of."""
+        entry: dict[str, Any] = {
+            "pictures": batch["noted_pictures"],
+            "captions": list(batch["captions"]),
+            "loss_weights": batch["loss_weights"].tolist(),
+            "lrs": [float(group["lr"]) for group in self.optimizer.param_groups],
+        }
+        if batch["latents"] is not None:
+            for path, latents in zip(entry["pictures"], batch["latents"], strict=True):
+                self.keep(f"latents.{path}", latents)
+        self.micro_steps.append(entry)
+        if len(self.micro_steps) == 1:
+            self.began = time.time()
+
+    def end_step(self, epoch: int, loss: float) -> None:
+        """Note what the micro-batch came to."""
+        self.micro_steps[-1].update(epoch=epoch, loss=loss, done_s=time.time() - START)
+
     @contextlib.contextmanager
     def draws(self, step: int) -> Iterator[None]:
         """Note every random draw made inside, under the name of what it is for."""
@@ -196,20 +215,24 @@ def shrink_sdxl(model: Path) -> None:
     model_util.CLIPTextConfig = shallow_text
 
 
-def wrap(recorder: Recorder, trainer_class: Any, start: Path) -> None:
-    """Put the notes into sd-scripts' functions."""
-    train_util: Any = importlib.import_module("library.train_util")
-    lora: Any = importlib.import_module("networks.lora")
-    strategy = importlib.import_module("library.strategy_sd").SdSdxlLatentsCachingStrategy
-    autoencoder = importlib.import_module("diffusers").AutoencoderKL
+def note_run(
+    recorder: Recorder,
+    train_util: Any,
+    strategy: Any,
+    lora: Any,
+    start: Path,
+) -> None:
+    """Put the notes that every family has into sd-scripts: pictures, optimizer and network of a run.
 
-    process_batch, add_loss = trainer_class.process_batch, train_util.LossRecorder.add
-    get_noise = train_util.get_noise_noisy_latents_and_timesteps
-    get_optimizer, create_network = train_util.get_optimizer, lora.create_network
-    call_unet = trainer_class.call_unet
-
+    Args:
+        recorder: Takes the notes.
+        train_util: sd-scripts' module.
+        strategy: Class that caches latents.
+        lora: The network's module.
+        start: The LoRA that the network starts from; made if it is not there.
+    """
     get_batch, cache_batch = train_util.BaseDataset.__getitem__, strategy.cache_batch_latents
-    encode = autoencoder.encode
+    get_optimizer, create_network = train_util.get_optimizer, lora.create_network
 
     def noted_get_batch(self: Any, index: int) -> Any:
         batch = get_batch(self, index)
@@ -228,6 +251,39 @@ def wrap(recorder: Recorder, trainer_class: Any, start: Path) -> None:
         cache_batch(self, vae, infos, *args, **kwargs)
         recorder.encoding = []
 
+    def noted_optimizer(args: Any, parameters: Any) -> Any:
+        found = get_optimizer(args, parameters)
+        recorder.optimizer = found[2]
+        return found
+
+    def noted_network(*args: Any, **kwargs: Any) -> Any:
+        network = create_network(*args, **kwargs)
+        if not start.exists():
+            seeded_start(network, start)
+        recorder.network = network
+        return network
+
+    train_util.BaseDataset.__getitem__ = noted_get_batch
+    if recorder.everything:
+        strategy.cache_batch_latents = noted_cache_batch
+    train_util.get_optimizer = noted_optimizer
+    lora.create_network = noted_network
+
+
+def wrap(recorder: Recorder, trainer_class: Any, start: Path) -> None:
+    """Put the notes into sd-scripts' functions."""
+    wait_for_turn = importlib.import_module("turns").wait
+    train_util: Any = importlib.import_module("library.train_util")
+    lora: Any = importlib.import_module("networks.lora")
+    strategy = importlib.import_module("library.strategy_sd").SdSdxlLatentsCachingStrategy
+    autoencoder = importlib.import_module("diffusers").AutoencoderKL
+
+    process_batch, add_loss = trainer_class.process_batch, train_util.LossRecorder.add
+    get_noise = train_util.get_noise_noisy_latents_and_timesteps
+    call_unet = trainer_class.call_unet
+
+    encode = autoencoder.encode
+
     def noted_encode(self: Any, pixels: Tensor, *args: Any, **kwargs: Any) -> Any:
         encoded = encode(self, pixels, *args, **kwargs)
         for path, picture, mean in zip(recorder.encoding, pixels, encoded.latent_dist.mean, strict=False):
@@ -237,20 +293,9 @@ def wrap(recorder: Recorder, trainer_class: Any, start: Path) -> None:
 
     def noted_process_batch(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         step = len(recorder.micro_steps)
-        entry: dict[str, Any] = {
-            "pictures": batch["noted_pictures"],
-            "captions": list(batch["captions"]),
-            "loss_weights": batch["loss_weights"].tolist(),
-            "lrs": [float(group["lr"]) for group in recorder.optimizer.param_groups],
-        }
+        recorder.begin_step(batch)
         if batch.get("input_ids_list") is not None:
             recorder.keep(f"step{step:03d}.input_ids", batch["input_ids_list"][0])
-        if batch["latents"] is not None:
-            for path, latents in zip(entry["pictures"], batch["latents"], strict=True):
-                recorder.keep(f"latents.{path}", latents)
-        recorder.micro_steps.append(entry)
-        if step == 0:
-            recorder.began = time.time()
         return process_batch(self, batch, *args, **kwargs)  # type: ignore[no-any-return]
 
     def noted_noise(args: Any, scheduler: Any, latents: Tensor) -> Any:
@@ -276,35 +321,20 @@ def wrap(recorder: Recorder, trainer_class: Any, start: Path) -> None:
         return prediction
 
     def noted_add(self: Any, *, epoch: int, step: int, loss: float) -> None:
-        entry = recorder.micro_steps[-1]
-        entry.update(epoch=epoch, loss=loss, done_s=time.time() - START)
+        recorder.end_step(epoch, loss)
         if len(recorder.micro_steps) == 1:
             for name, value in recorder.network.state_dict().items():
                 recorder.keep(f"after1.{name}", value)
         add_loss(self, epoch=epoch, step=step, loss=loss)
+        wait_for_turn()
 
-    def noted_optimizer(args: Any, parameters: Any) -> Any:
-        found = get_optimizer(args, parameters)
-        recorder.optimizer = found[2]
-        return found
-
-    def noted_network(*args: Any, **kwargs: Any) -> Any:
-        network = create_network(*args, **kwargs)
-        if not start.exists():
-            seeded_start(network, start)
-        recorder.network = network
-        return network
-
-    train_util.BaseDataset.__getitem__ = noted_get_batch
+    note_run(recorder, train_util, strategy, lora, start)
     if recorder.everything:
-        strategy.cache_batch_latents = noted_cache_batch
         autoencoder.encode = noted_encode
     trainer_class.process_batch = noted_process_batch
     trainer_class.call_unet = noted_call_unet
     train_util.LossRecorder.add = noted_add
     train_util.get_noise_noisy_latents_and_timesteps = noted_noise
-    train_util.get_optimizer = noted_optimizer
-    lora.create_network = noted_network
 
 
 def dataset_facts(train_util: Any) -> list[dict[str, Any]]:
@@ -350,7 +380,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="folder of sd-scripts")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--reg-photos", type=Path, required=True)
+    parser.add_argument("--reg-photos", type=Path, help="those of --photos, if not given")
     parser.add_argument("--tokenizers", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
@@ -365,7 +395,7 @@ def main() -> None:
     cases = importlib.import_module("cases")
     out: Path = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    photos, reg_photos = options.photos.resolve(), options.reg_photos.resolve()
+    photos, reg_photos = options.photos.resolve(), (options.reg_photos or options.photos).resolve()
     start = out / "start.safetensors"
     if options.timing and not start.exists():
         raise SystemExit(f"{start}: copy the starting LoRA of the recorded case here first")
@@ -392,17 +422,28 @@ def main() -> None:
     values["tokenizer_cache_dir"] = str(tokenizers)
     (out / "sd-scripts.toml").write_text(toml.dumps(values), encoding="utf-8")
 
-    train_network = importlib.import_module("sdxl_train_network" if config.get("sdxl") else "train_network")
-    trainer_class = train_network.SdxlNetworkTrainer if config.get("sdxl") else train_network.NetworkTrainer
-    if config.get("sdxl"):
-        shrink_sdxl(Path(config["pretrained_model_name_or_path"]))
+    family = "flux" if config.get("flux1_checkbox") else "sdxl" if config.get("sdxl") else "sd"
+    name, trainer = {
+        "sd": ("train_network", "NetworkTrainer"),
+        "sdxl": ("sdxl_train_network", "SdxlNetworkTrainer"),
+        "flux": ("flux_train_network", "FluxNetworkTrainer"),
+    }[family]
+    script = importlib.import_module(name)
+    trainer_class = getattr(script, trainer)
     train_util = importlib.import_module("library.train_util")
     recorder = Recorder([photos, reg_photos], everything=not options.timing)
-    wrap(recorder, trainer_class, start)
+    notes = wrap
+    if family == "sdxl":
+        shrink_sdxl(Path(config["pretrained_model_name_or_path"]))
+    elif family == "flux":
+        flux = importlib.import_module("run_sdscripts_flux")
+        flux.fit(config)
+        notes = flux.wrap
+    notes(recorder, trainer_class, start)
     facts = dataset_facts(train_util)
 
-    sys.argv = ["train_network.py", "--config_file", str(out / "sd-scripts.toml"), *extra]
-    arguments = train_network.setup_parser()
+    sys.argv = [f"{name}.py", "--config_file", str(out / "sd-scripts.toml"), *extra]
+    arguments = script.setup_parser()
     args = arguments.parse_args()
     train_util.verify_command_line_training_args(args)
     args = train_util.read_config_from_file(args, arguments)
