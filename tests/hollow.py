@@ -11,8 +11,13 @@ import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write"]
+import torch
+
+from tests import tiny, tiny_flux
+
+__all__ = ["flux", "sd15", "sdxl", "write"]
 
 
 def write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16") -> Path:
@@ -28,3 +33,81 @@ def write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16")
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + place)
     return path
+
+
+def sd15(folder: Path) -> dict[str, Path]:
+    """A checkpoint of SD 1.5, by Kohya's field."""
+    from tests.parity import make_sd15
+
+    prefixes = {
+        "unet": ("model.diffusion_model.", make_sd15.unet_to_ldm),
+        "vae": ("first_stage_model.", make_sd15.vae_to_ldm),
+        "text": ("cond_stage_model.transformer.", make_sd15.clip_to_ldm),
+    }
+    shapes = {}
+    for part, name, shape in make_sd15._shapes(make_sd15.FULL):
+        prefix, rename = prefixes[part]
+        shapes[prefix + rename(name)] = tuple(shape)
+    return {"pretrained_model_name_or_path": write(folder / "sd15.safetensors", shapes)}
+
+
+def sdxl(folder: Path) -> dict[str, Path]:
+    """A checkpoint of SDXL, by Kohya's field."""
+    from tests.families.sdxl_full import models
+
+    unet, encoders = models()
+    found = {"unet": unet, "text_encoder": encoders["te1"], "text_encoder_2": encoders["te2"]}
+    tensors = tiny.sgm_layout(found | {"vae": _autoencoder(4)})
+    shapes = {key: tuple(value.shape) for key, value in tensors.items()}
+    return {"pretrained_model_name_or_path": write(folder / "sdxl.safetensors", shapes)}
+
+
+def flux(folder: Path) -> dict[str, Path]:
+    """The four files of FLUX.1 dev, by Kohya's fields."""
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        clip = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
+            )
+        )
+        t5 = T5EncoderModel(
+            T5Config(
+                d_model=4096,
+                d_ff=10240,
+                d_kv=64,
+                num_heads=64,
+                num_layers=24,
+                vocab_size=32128,
+                feed_forward_proj="gated-gelu",
+            )
+        )
+    sizes: dict[str, Any] = {"width": 3072, "head": 128, "text": 4096, "pooled": 768}
+    shapes = {
+        "pretrained_model_name_or_path": tiny_flux.shapes(**sizes, doubles=19, singles=38),
+        "ae": {
+            tiny._ldm_vae(key): tuple(value.shape) for key, value in _autoencoder(16).state_dict().items()
+        },
+        "clip_l": {f"text_model.{key}": tuple(value.shape) for key, value in clip.state_dict().items()},
+        "t5xxl": {key: tuple(value.shape) for key, value in t5.state_dict().items()},
+    }
+    return {
+        field: write(folder / f"{name}.safetensors", shapes[field])
+        for field, name in zip(shapes, ("flux1-dev", "ae", "clip_l", "t5xxl_fp16"), strict=True)
+    }
+
+
+def _autoencoder(channels: int) -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    with torch.device("meta"):
+        return AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=channels,
+            use_quant_conv=channels == 4,
+            use_post_quant_conv=channels == 4,
+        )

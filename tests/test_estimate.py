@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from tests import hollow, runs, tiny, tiny_flux
-from tests.parity import make_sd15
 from trainer import config as configuration
 from trainer import memory, optimizers, plugins
 from trainer.data import folder
@@ -73,27 +72,13 @@ def test_frozen_weights_are_as_large_as_they_really_are(tmp_path: Path) -> None:
     swap.close()
 
 
-def sd15(folder_: Path) -> Path:
-    """A hollow SD 1.5 checkpoint."""
-    prefixes = {
-        "unet": ("model.diffusion_model.", make_sd15.unet_to_ldm),
-        "vae": ("first_stage_model.", make_sd15.vae_to_ldm),
-        "text": ("cond_stage_model.transformer.", make_sd15.clip_to_ldm),
-    }
-    shapes = {}
-    for part, name, shape in make_sd15._shapes(make_sd15.FULL):
-        prefix, rename = prefixes[part]
-        shapes[prefix + rename(name)] = tuple(shape)
-    return hollow.write(folder_ / "sd15.safetensors", shapes)
-
-
 @pytest.mark.slow
 def test_full_sd15_is_near_to_what_another_trainer_was_measured_with(tmp_path: Path) -> None:
     """SimpleTuner's report: SD 1.5 at 512 px, LoRA of rank 16, bf16, batch 1, nothing but the UNet on
     the card: 2.87 GiB of tensors."""
     run = job(
         tmp_path,
-        pretrained_model_name_or_path=str(sd15(tmp_path)),
+        pretrained_model_name_or_path=str(hollow.sd15(tmp_path)["pretrained_model_name_or_path"]),
         max_resolution="512,512",
         mixed_precision="bf16",
         network_dim=16,
@@ -110,15 +95,14 @@ def test_full_sd15_is_near_to_what_another_trainer_was_measured_with(tmp_path: P
 def test_disk_and_host_memory_follow_the_plan(tmp_path: Path) -> None:
     run = job(tmp_path, save_every_n_steps=2, save_state=True, cache_latents_to_disk=True, cache_latents=True)
     dataset = folder.scan(run)
-    memo: dict[Any, Any] = {}
-    found = forecast(run, dataset, memo=memo)
+    found = forecast(run, dataset)
     # 8 steps, saved at 2, 4, 6, 8 and at the end, as float32
     assert found.disk["LoRA files"] == 5 * 4 * found.parameters["trained"]
     assert found.disk["latent caches"] == sum(
         4 * 4 * (fit.bucket[0] // 8) * (fit.bucket[1] // 8) for fit in dataset.fits
     )
     assert "latents" not in found.host
-    in_memory = forecast(run.with_config(cache_latents_to_disk=False), dataset, memo=memo)
+    in_memory = forecast(run.with_config(cache_latents_to_disk=False), dataset)
     assert in_memory.host["latents"] == found.disk["latent caches"]
     assert "latent caches" not in in_memory.disk
     assert found.step_s is not None

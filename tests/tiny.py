@@ -40,8 +40,10 @@ __all__ = [
     "sdxl_folder",
     "sdxl_models",
     "sdxl_tensors",
+    "sgm_layout",
 ]
 
+OPEN_CLIP = "conditioner.embedders.1.model."
 BYTE_PAIRS = REPOSITORY / "assets" / "models" / "clip" / "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -237,7 +239,16 @@ def sdxl_ckpt(path: Path, *, seed: int = 0) -> Path:
 
 def sdxl_tensors(seed: int = 0) -> dict[str, Tensor]:
     """The weights under the keys of Stability's generative-models."""
-    found = sdxl_models(seed)
+    tensors = sgm_layout(sdxl_models(seed))
+    tensors["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(
+        77
+    ).unsqueeze(0)
+    tensors[f"{OPEN_CLIP}logit_scale"] = torch.tensor(4.6)
+    return {key: value.contiguous().clone() for key, value in tensors.items()}
+
+
+def sgm_layout(found: dict[str, Any]) -> dict[str, Tensor]:
+    """Tensors of SDXL's models, by diffusers' folder names, under the keys of a single file."""
     tensors = {
         f"model.diffusion_model.{_ldm_unet(key, blocks=3)}": value
         for key, value in found["unet"].state_dict().items()
@@ -248,15 +259,12 @@ def sdxl_tensors(seed: int = 0) -> dict[str, Tensor]:
         tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if is_conv else value
     one = "conditioner.embedders.0.transformer.text_model."
     tensors |= {one + key: value for key, value in found["text_encoder"].state_dict().items()}
-    tensors[f"{one}embeddings.position_ids"] = torch.arange(77).unsqueeze(0)
     state = found["text_encoder_2"].state_dict()
-    two = "conditioner.embedders.1.model."
     tensors |= _open_clip_layers(
-        {key.removeprefix("text_model."): value for key, value in state.items()}, two
+        {key.removeprefix("text_model."): value for key, value in state.items()}, OPEN_CLIP
     )
-    tensors[f"{two}text_projection"] = state["text_projection.weight"].T
-    tensors[f"{two}logit_scale"] = torch.tensor(4.6)
-    return {key: value.contiguous().clone() for key, value in tensors.items()}
+    tensors[f"{OPEN_CLIP}text_projection"] = state["text_projection.weight"].T
+    return tensors
 
 
 def _folder(path: Path, version: int, seed: int) -> Path:

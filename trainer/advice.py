@@ -75,8 +75,7 @@ def advice(
     Raises:
         TrainerError: The model file cannot be read, or options cannot be.
     """
-    memo: dict[Any, Any] = {}
-    first = now = forecast(job, dataset, kind=kind, memo=memo)
+    first = now = forecast(job, dataset, kind=kind)
     if failed:
         limit_bytes = min(limit_bytes, int(first.peak_bytes * CLEARLY_LESS))
     found: list[Change] = []
@@ -86,11 +85,9 @@ def advice(
         if now.peak_bytes <= limit_bytes:
             break
         changed = _changed(job, values)
-        after = forecast(changed, dataset, kind=kind, size=_size_of(changed, values), memo=memo)
+        after = forecast(changed, dataset, kind=kind, size=_size_of(changed, values))
         if "blocks_to_swap" in values and after.peak_bytes <= limit_bytes:
-            count, after = _fewest_blocks(
-                job, values["blocks_to_swap"], limit_bytes, after, dataset, kind, memo
-            )
+            count, after = _fewest_blocks(job, values["blocks_to_swap"], limit_bytes, after, dataset, kind)
             values = {"blocks_to_swap": count}
             text, changed = f"blocks_to_swap {count}", _changed(job, values)
         if now.peak_bytes - after.peak_bytes < WORTH_BYTES:
@@ -127,13 +124,12 @@ def _fewest_blocks(
     best: Forecast,
     dataset: Dataset | None,
     kind: str | None,
-    memo: dict[Any, Any],
 ) -> tuple[int, Forecast]:
     """The smallest number of swapped blocks that fits, by bisection."""
     low, high = job.config.blocks_to_swap, most
     while high - low > 1:
         middle = (low + high) // 2
-        after = forecast(_changed(job, {"blocks_to_swap": middle}), dataset, kind=kind, memo=memo)
+        after = forecast(_changed(job, {"blocks_to_swap": middle}), dataset, kind=kind)
         if after.peak_bytes <= limit_bytes:
             high, best = middle, after
         else:

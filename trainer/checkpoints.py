@@ -63,6 +63,8 @@ class TensorFile(ABC):
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
+    scaled: bool = False
+    """Weights lie in the file in 8 bits with a scale each; they come out whole, in float32."""
 
     @abstractmethod
     def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
@@ -121,11 +123,62 @@ class _Pickled(TensorFile):
                 yield key, self._tensors[key]
 
 
+SCALES = (".scale_weight", ".weight_scale")
+BESIDE = (*SCALES, ".scale_input", ".input_scale", ".comfy_quant")
+"""What ComfyUI's scaled fp8 files hold beside a layer's weight, and of that the weight's scale."""
+MARK = "scaled_fp8"
+SCALED_FORMATS = ("float8_e4m3fn", "float8_e5m2")
+
+
+class _Scaled(TensorFile):
+    """ComfyUI's scaled fp8: a weight is what is stored times its scale (comfy/ops.py: scaled_fp8_ops)."""
+
+    scaled = True
+
+    def __init__(self, file: TensorFile) -> None:
+        self.path = file.path
+        self._file = file
+        self.shapes = {
+            key: shape
+            for key, shape in file.shapes.items()
+            if not key.endswith(BESIDE) and key.rpartition(".")[2] != MARK
+        }
+        self._scales = {
+            f"{key.removesuffix(end)}.weight": key
+            for key in file.shapes
+            for end in SCALES
+            if key.endswith(end)
+        }
+        for key, fact in file.stream([key for key in file.shapes if key.endswith(".comfy_quant")]):
+            found = json.loads(bytes(fact.tolist())).get("format")
+            if found not in SCALED_FORMATS:
+                raise ModelFileError(
+                    f"{file.path}: {key.removesuffix('.comfy_quant')} is stored as {found}, which is not read "
+                    f"here: choose a file in bf16, fp16 or fp8"
+                )
+
+    def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        wanted = set(keys) & self.shapes.keys()
+        scales = dict(self._file.stream([scale for key, scale in self._scales.items() if key in wanted]))
+        for key, tensor in self._file.stream(wanted):
+            if key not in self._scales:
+                yield key, tensor
+                continue
+            scale = scales[self._scales[key]].float()
+            if scale.numel() not in (1, len(tensor)):
+                raise ModelFileError(
+                    f"{self.path}: {self._scales[key]} has {scale.numel()} numbers, expected one, or one for "
+                    f"each of {len(tensor)} rows: choose another file"
+                )
+            yield key, tensor.float() * scale.reshape(-1, *[1] * (tensor.ndim - 1))
+
+
 class _Several(TensorFile):
     """Shards of one model."""
 
     def __init__(self, files: Sequence[TensorFile]) -> None:
         self.path = files[0].path
+        self.scaled = any(file.scaled for file in files)
         self._files = files
         self.shapes = {key: shape for file in files for key, shape in file.shapes.items()}
 
@@ -192,7 +245,8 @@ def open_tensors(path: Path) -> TensorFile:
         raise ModelFileError(f"there is no model file {path}")
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
         return _Pickled(path)
-    return _Safetensors(path)
+    file = _Safetensors(path)
+    return _Scaled(file) if any(key.endswith(SCALES) for key in file.shapes) else file
 
 
 def open_weights(folder: Path) -> TensorFile:

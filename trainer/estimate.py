@@ -8,7 +8,9 @@ as an estimate: CUDA's own memory, gaps in its allocator, and every figure in se
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -114,7 +116,18 @@ class _Subject:
         return [tensor for model in models for tensor in _tensors(model)] + list(self.network.parameters())
 
     def trace(self, forward: Callable[[], Tensor], *, backward: bool) -> Traced:
-        return traced(forward, self.tensors(), kind=self.kind, autocast=self.autocast, backward=backward)
+        encoders = self.family.text_encoders.values()
+        return traced(
+            forward,
+            self.tensors(),
+            kind=self.kind,
+            autocast=self.autocast,
+            backward=backward,
+            repeated=[
+                *memory.blocks_of(self.family.unet),
+                *(layer for encoder in encoders for layer in memory.repeated_of(encoder)),
+            ],
+        )
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
@@ -167,10 +180,85 @@ def _remembered(memo: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
     return memo[key]
 
 
+FREE = frozenset(
+    [
+        # figures are remembered by these
+        "blocks_to_swap",
+        "cache_latents",
+        "cache_latents_to_disk",
+        "cpu_offload_checkpointing",
+        "flux1_cache_text_encoder_outputs",
+        "flux1_cache_text_encoder_outputs_to_disk",
+        "fp8_base",
+        "fp8_base_unet",
+        "gradient_checkpointing",
+        "max_resolution",
+        "mixed_precision",
+        "optimizer",
+        "quantized_base",
+        "sdxl_cache_text_encoder_outputs",
+        "train_batch_size",
+        "vae_batch_size",
+        # no figure that is remembered depends on these
+        "epoch",
+        "logging_dir",
+        "max_train_epochs",
+        "max_train_steps",
+        "output_dir",
+        "output_name",
+        "reg_data_dir",
+        "sample_every_n_epochs",
+        "sample_every_n_steps",
+        "sample_prompts",
+        "save_every_n_epochs",
+        "save_every_n_steps",
+        "seed",
+        "train_data_dir",
+        "training_comment",
+    ]
+)
+"""Settings that do not tell one memo from another."""
+MEMOS = 4
+_MEMOS: OrderedDict[Any, dict[Any, Any]] = OrderedDict()
+_AT_WORK = threading.RLock()
+"""Models without weights are remembered, and used by one thread at a time."""
+
+
+def _memo(job: Job, kind: str) -> dict[Any, Any]:
+    """What this process has worked out for runs that differ from ``job`` in `FREE` settings alone."""
+    config = job.config
+    paths = [*_files(job)]
+    if config.network_weights.strip():
+        paths.append(job.path(config.network_weights.strip()))
+    key = (
+        kind,
+        tuple(sorted(job.network_args.items())),
+        tuple((name, getattr(config, name)) for name in type(config).model_fields if name not in FREE),
+        tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.exists()),
+    )
+    memo = _MEMOS.setdefault(key, {})
+    _MEMOS.move_to_end(key)
+    while len(_MEMOS) > MEMOS:
+        _MEMOS.popitem(last=False)
+    return memo
+
+
 def _loaded_by(job: Job) -> tuple[Any, ...]:
     """What decides the models, among the settings that advice changes."""
     wanted = memory.choices(job)
     return job.config.mixed_precision, wanted.unet, wanted.text, texts_leave(job)
+
+
+def _set_checkpointing(family: Family, on: bool) -> None:
+    """Switch gradient checkpointing of a remembered family on or off."""
+    if on:
+        family.enable_gradient_checkpointing()
+        return
+    for model in (family.unet, *family.text_encoders.values()):
+        model.eval()
+        for module in model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = False
 
 
 def _step(subject: _Subject, size: Size) -> tuple[Traced, int]:
@@ -278,17 +366,14 @@ def forecast(
     *,
     kind: str | None = None,
     size: Size | None = None,
-    memo: dict[Any, Any] | None = None,
 ) -> Forecast:
-    """Work out what ``job`` needs.
+    """Work out what ``job`` needs. What it is worked out from is remembered by this process.
 
     Args:
         job: The run.
         dataset: Its pictures, for host memory, disk and time; None leaves those parts out.
         kind: Type of the device that is meant, "cuda" or "cpu"; the present one if None.
         size: Largest picture size in pixels; that of the buckets, or the resolution, if None.
-        memo: What was worked out for a configuration that differs only in what `trainer.advice` changes;
-            added to.
 
     Raises:
         TrainerError: The model file cannot be read, or the network's or optimizer's options cannot be.
@@ -297,15 +382,18 @@ def forecast(
     if size is None:
         sizes = dataset.buckets if dataset is not None and dataset.buckets else ((job.width, job.height),)
         size = max(sizes, key=lambda one: one[0] * one[1])
-    memo = {} if memo is None else memo
+    with _AT_WORK:
+        return _forecast(job, dataset, kind, size, _memo(job, kind))
+
+
+def _forecast(job: Job, dataset: Dataset | None, kind: str, size: Size, memo: dict[Any, Any]) -> Forecast:
     subject = _remembered(memo, _loaded_by(job), lambda: _load(job, kind))
     subject = replace(subject, job=job, texts_leave=texts_leave(job))
     groups = subject.network.param_groups()
     config, family = job.config, subject.family
     wanted = memory.choices(job)
 
-    if config.gradient_checkpointing:
-        family.enable_gradient_checkpointing()
+    _set_checkpointing(family, config.gradient_checkpointing)
     made_by = (*_loaded_by(job), size)
     step, offloaded = _remembered(
         memo,
@@ -313,7 +401,11 @@ def forecast(
         lambda: _step(subject, size),
     )
     lora = sum(parameter.nbytes for parameter in subject.network.parameters())
-    state = _remembered(memo, ("optimizer", config.optimizer), lambda: optimizer_bytes(job, groups))
+    state = _remembered(
+        memo,
+        ("optimizer", config.optimizer, config.mixed_precision),
+        lambda: optimizer_bytes(job, groups),
+    )
     swapped, slots = memory.swapped_bytes(family.unet, wanted.blocks_to_swap)
     texts = _bytes(*family.text_encoders.values())
     vae = _bytes(family.vae)
@@ -337,11 +429,10 @@ def forecast(
         working = max(working, encode.peak_bytes)
     phases: dict[str, dict[str, int]] = {}
     if subject.caches_latents:
-        # FLUX's transformer is loaded after the pictures are encoded.
-        first = {} if job.family == "flux" else {"frozen weights": _bytes(family.unet) - swapped}
+        # The denoiser is loaded after the pictures are encoded, and SDXL's text encoders wait in host memory.
+        waiting = kind != "cpu" and job.family == "sdxl" and wanted.text is None
         phases["encode pictures"] = {
-            **first,
-            "text encoders": texts,
+            **({} if waiting else {"text encoders": texts}),
             "VAE": vae,
             "working memory": encode.peak_bytes,
         }

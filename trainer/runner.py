@@ -102,7 +102,7 @@ def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Dra
         events.emit(JobStopped(step=0, path=None, state=None, elapsed_s=time.time() - started))
         return Outcome(step=0, path=None, state=None, stopped=True)
     except BaseException as error:
-        known, step = error, 0 if current is None else current.step
+        known, step = error, 0 if current is None else current.counted
         if _is_out_of_memory(error):
             used = devices.memory(devices.choose())
             # The tensors of the step that failed hang on the frames that it went through.
@@ -222,6 +222,8 @@ def prepare(
     def advance(done: int, total: int) -> None:
         events.emit(Progress(phase="read pictures", done=done, total=total))
 
+    if job.origin_step:
+        say(f"steps are counted on from {job.origin_step}, for which network_weights was trained")
     dataset = folder.scan(job, advance)
     for finding in dataset.findings:
         # What is left out is no error of the run: it goes on without it.
@@ -245,13 +247,17 @@ def prepare(
     family = FAMILIES.get(job.family).load(
         job, accelerator.device, devices.weight_dtype(config.mixed_precision), say
     )
-    say(f"model loaded in {time.perf_counter() - began:.1f} s")
+    say(f"VAE and text encoders read in {time.perf_counter() - began:.1f} s")
     with processes.one_of_each_machine_first():
         latents = caches.prepare(job, dataset, family, draws, emit=events.emit, stop=controls.stop.is_set)
         if latents is not None:
             family.move(["vae"], torch.device("cpu"))
         family.prepare_text(job, dataset, emit=events.emit, stop=controls.stop.is_set)
 
+    # Only now: the denoiser is never in memory beside the VAE at work, where latents are cached.
+    events.emit(PhaseStarted(phase="load model"))
+    began = time.perf_counter()
+    say(f"{type(family.unet).__name__} read in {time.perf_counter() - began:.1f} s")
     for file, multiplier in _base_weights(job):
         plugin.merge(family, file, multiplier, say)
     swap = memory.prepare(family, job, accelerator.device, say)
@@ -311,9 +317,9 @@ def prepare(
             name=job.output_name,
             output_dir=job.output_dir,
             family=job.family,
-            first_step=current.step,
-            steps=plan.max_train_steps,
-            epochs=plan.epochs,
+            first_step=current.counted,
+            steps=current.counted_steps,
+            epochs=job.origin_epoch + plan.epochs,
             facts={
                 "pictures": len(dataset.pictures),
                 "pictures with repeats": dataset.num_train_images,

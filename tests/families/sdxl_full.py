@@ -48,7 +48,7 @@ def full_size() -> StableDiffusionXL:
     """The family around them; enough for its layers and their names."""
     unet, encoders = models()
     return StableDiffusionXL(
-        unet=unet,
+        unet=lambda: unet,
         vae=nn.Identity(),
         text_encoders=encoders,
         tokens={},

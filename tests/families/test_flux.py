@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,9 +26,10 @@ from trainer.events import Event, LogLine
 from trainer.families import _flux_texts as texts
 from trainer.families import flux as module
 from trainer.families._base import Text
-from trainer.families._flux_model import as_bfl, bfl_names
+from trainer.families._flux_model import as_bfl, bfl_names, target_names
 from trainer.families.flux import Flux, pack, placed, unpack
 from trainer.job import Job
+from trainer.memory.quantise import dense
 from trainer.prompts import SamplePrompt
 
 CPU = torch.device("cpu")
@@ -286,6 +288,92 @@ def test_placed_pieces_work_elsewhere_and_come_back() -> None:
     assert seen == [[torch.bfloat16, torch.float32], [torch.float32, torch.float32]]
 
 
+def test_clip_l_runs_with_its_own_activation(world: Path) -> None:
+    """quick_gelu (Radford et al. 2021, their code); sd-scripts runs FLUX's CLIP-L with gelu, which we list."""
+    encoder: Any = load(world).text_encoders["te1"]
+    mlp = encoder.encoder.layers[0].mlp
+    x = torch.randn(3, tiny_flux.POOLED, generator=torch.Generator().manual_seed(0))
+    inner = (x @ mlp.fc1.weight.T + mlp.fc1.bias).double()
+    inner = inner / (1 + torch.exp(-1.702 * inner))
+    expected = inner @ mlp.fc2.weight.double().T + mlp.fc2.bias
+    torch.testing.assert_close(mlp(x).double(), expected, rtol=1e-5, atol=1e-6)
+    assert configuration.ui_of("clip_l").effect == "adapted"
+    assert "quick_gelu" in configuration.ui_of("clip_l").reason
+
+
+def _text(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def scaled_file(path: Path, tensors: dict[str, Tensor], end: str) -> tuple[Path, dict[str, Tensor]]:
+    """ComfyUI's scaled fp8 file of ``tensors`` (names of today or of before), and what it stands for."""
+    file: dict[str, Tensor] = {}
+    whole: dict[str, Tensor] = {}
+    place = 0
+    for key, value in tensors.items():
+        whole[key] = file[key] = value.contiguous().clone()
+        if value.ndim < 2 or "embed" in key or "relative" in key or key == "shared.weight":
+            continue
+        # Not every program takes the largest number of fp8 for the largest weight.
+        place += 1
+        scale = value.abs().amax() / (448 if place % 2 else 320)
+        file[key] = (value / scale).to(torch.float8_e4m3fn)
+        whole[key] = file[key].float() * scale
+        stem = key.removesuffix(".weight")
+        file[f"{stem}.{end}"] = scale.reshape(()) if place % 3 else scale.reshape(1)
+        if end == "weight_scale":
+            file[f"{stem}.comfy_quant"] = _text('{"format": "float8_e4m3fn"}')
+            file[f"{stem}.input_scale"] = torch.ones(())
+    if end == "scale_weight":
+        file["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    save_file(file, path)
+    return path, whole
+
+
+@pytest.mark.parametrize("end", ["scale_weight", "weight_scale"])
+def test_scaled_fp8_files_are_read(world: Path, tmp_path: Path, end: str) -> None:
+    flux, whole = scaled_file(tmp_path / "flux.safetensors", tiny_flux.bfl(), end)
+    t5, texts_whole = scaled_file(tmp_path / "t5.safetensors", tiny_flux.t5xxl(), end)
+    paths = {"pretrained_model_name_or_path": str(flux), "t5xxl": str(t5)}
+    key = "single_blocks.1.linear1.weight"
+    family = load(world, **paths)
+    assert torch.equal(family.unet.single_transformer_blocks[1].linear1.weight, whole[key])
+    save_file(
+        {name: value.contiguous() for name, value in texts_whole.items()}, tmp_path / "plain.safetensors"
+    )
+    plain = load(world, t5xxl=str(tmp_path / "plain.safetensors"))
+    torch.testing.assert_close(
+        family.encode_prompts(["a cat"]).states_BTD, plain.encode_prompts(["a cat"]).states_BTD
+    )
+    # As fp8 base, the weights keep a scale: no more is lost than the file lost already.
+    family = load(
+        world, fp8_base=True, mixed_precision="bf16", flux1_cache_text_encoder_outputs=False, **paths
+    )
+    for place, block in enumerate(family.unet.single_transformer_blocks):
+        assert block.linear1.weight.dtype == torch.float8_e4m3fn
+        expected = whole[f"single_blocks.{place}.linear1.weight"]
+        error = (dense(block.linear1) - expected).norm() / expected.norm()
+        assert float(error) < 0.03
+    exact = 0
+    for old, new in target_names(2, 2):
+        expected = whole[f"{old}.weight"]
+        if "_blocks." in old and abs(expected.abs().amax() / 448 / _scale(flux, f"{old}.{end}") - 1) < 1e-5:
+            exact += 1
+            torch.testing.assert_close(
+                dense(family.unet.get_submodule(new)), expected, rtol=1e-6, atol=0, msg=old
+            )
+    assert exact > 5
+    stack: Any = family.text_encoders["te3"]
+    layer = stack.encoder.block[0].layer[0].SelfAttention.q
+    expected = texts_whole["encoder.block.0.layer.0.SelfAttention.q.weight"]
+    assert float((dense(layer) - expected).norm() / expected.norm()) < 0.03
+
+
+def _scale(path: Path, key: str) -> float:
+    with safe_open(path, framework="pt") as file:
+        return float(file.get_tensor(key))
+
+
 def _without(tensors: dict[str, Tensor], *ends: str) -> dict[str, Tensor]:
     return {key: value for key, value in tensors.items() if not key.endswith(ends)}
 
@@ -303,10 +391,16 @@ BROKEN: dict[str, tuple[str, Callable[[], dict[str, Tensor]], str]] = {
         "untick Flux.1",
     ),
     "no T5": ("t5xxl", tiny_flux.clip_l, "no T5 v1.1 encoder"),
-    "scaled T5": (
+    "T5 in another scaled format": (
         "t5xxl",
-        lambda: tiny_flux.t5xxl() | {"scaled_fp8": torch.zeros(1)},
-        "scaled fp8",
+        lambda: (
+            tiny_flux.t5xxl()
+            | {
+                "encoder.block.0.layer.0.SelfAttention.q.weight_scale": torch.ones(()),
+                "encoder.block.0.layer.0.SelfAttention.q.comfy_quant": _text('{"format": "nvfp4"}'),
+            }
+        ),
+        "stored as nvfp4",
     ),
     "no CLIP": ("clip_l", tiny_flux.t5xxl, "no CLIP-L"),
     "no autoencoder": ("ae", tiny_flux.t5xxl, "no autoencoder"),

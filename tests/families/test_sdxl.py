@@ -24,7 +24,7 @@ from trainer.draws import Draws
 from trainer.errors import ConfigError, DivergedError, ModelFileError
 from trainer.events import LogLine, SampleReady, StepDone
 from trainer.families.sd import StableDiffusion
-from trainer.families.sdxl import NAMES, StableDiffusionXL, kohya_name, time_ids, waits
+from trainer.families.sdxl import NAMES, StableDiffusionXL, kohya_name, texts_wait, time_ids
 from trainer.job import Job
 from trainer.networks.lora import LoraNetwork
 from trainer.prompts import SamplePrompt
@@ -442,25 +442,46 @@ def test_caption_options_that_the_cache_passes_over_are_named(file: Path, tmp_pa
     torch.testing.assert_close(text.pooled_BD, expected.pooled_BD)
 
 
-def test_models_wait_on_the_cpu_while_a_card_encodes_pictures(file: Path, tmp_path: Path) -> None:
-    cuda, both = torch.device("cuda"), ("unet", "text_encoders")
+def test_text_encoders_wait_on_the_cpu_while_a_card_encodes_pictures(file: Path, tmp_path: Path) -> None:
+    cuda = torch.device("cuda")
     for values, device, expected in (
-        ({"cache_latents": True}, cuda, both),
-        ({"cache_latents": True}, torch.device("cpu"), ()),
-        ({"cache_latents": False}, cuda, ()),
-        ({"cache_latents_to_disk": True, "fp8_base": True}, cuda, ()),
-        ({"cache_latents": True, "fp8_base_unet": True}, cuda, ("text_encoders",)),
-        ({"cache_latents": True, "blocks_to_swap": 2}, cuda, ("text_encoders",)),
+        ({"cache_latents": True}, cuda, True),
+        ({"cache_latents": True}, torch.device("cpu"), False),
+        ({"cache_latents": False}, cuda, False),
+        ({"cache_latents_to_disk": True, "fp8_base": True}, cuda, False),
+        ({"cache_latents": True, "fp8_base_unet": True}, cuda, True),
     ):
-        assert waits(job(file, tmp_path, **values), device) == expected
+        assert texts_wait(job(file, tmp_path, **values), device) == expected
     run = job(file, tmp_path)
     family = load(run)
-    family.waiting, family.device = ("unet", "text_encoders"), torch.device("meta")
+    family.texts_wait, family.device = True, torch.device("meta")
     nothing = cast("Dataset", None)
     family.prepare_text(run, nothing, emit=lambda _: None, stop=lambda: False)
     assert all(next(family_part.parameters()).is_meta for family_part in family.text_encoders.values())
-    assert next(family.unet.parameters()).is_meta
     assert not next(family.vae.parameters()).is_meta
+    assert "unet" not in vars(family)
+
+
+def test_the_unet_is_read_after_the_pictures_are_encoded(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory never holds it beside the VAE at work; a file that lacks a part of it is refused at once."""
+    there: list[bool] = []
+    encode = StableDiffusionXL.encode_images
+
+    def noted(self: StableDiffusionXL, *args: Any) -> Tensor:
+        there.append("unet" in vars(self))
+        return encode(self, *args)
+
+    monkeypatch.setattr(StableDiffusionXL, "encode_images", noted)
+    fields: dict[str, Any] = {"pretrained_model_name_or_path": str(file), "sdxl": True}
+    train(tmp_path, **fields, cache_latents=True, max_train_steps=1)
+    assert there
+    assert not any(there)
+    tensors = {key: value for key, value in load_file(file).items() if "middle_block.2" not in key}
+    save_file(tensors, tmp_path / "part.safetensors")
+    with pytest.raises(ModelFileError, match="tensors of the UNet"):
+        load(job(tmp_path / "part.safetensors", tmp_path))
 
 
 # --- whole runs ---------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def _family(
     unet: Any, text_encoder: Any, *, v2: bool, single_file: bool = True, v_parameterization: bool = False
 ) -> StableDiffusion:
     return StableDiffusion(
-        unet=unet,
+        unet=lambda: unet,
         vae=None,
         text_encoder=text_encoder,
         tokens=None,  # type: ignore[arg-type]  # nothing here reads words

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from tests import tiny_flux
+from tests import hollow, tiny_flux
 from tests.parity.list_flux_keys import CASES, WITH_TEXT, compact
-from trainer import checkpoints
 from trainer import config as configuration
 from trainer.draws import Draws
 from trainer.errors import ConfigError, ModelFileError
@@ -21,7 +19,7 @@ from trainer.families.flux import Flux
 from trainer.job import Job
 from trainer.lora_file import LoraFile
 from trainer.networks._names import kohya_tensors
-from trainer.networks.lora_flux import FluxLoraNetwork, SplitLoraLayer
+from trainer.networks.lora_flux import FluxLoraNetwork, PerturbedLoraLayer, SplitLoraLayer
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "parity" / "golden" / "flux_keys.json").read_text(encoding="utf-8")
@@ -29,66 +27,13 @@ GOLDEN: dict[str, Any] = json.loads(
 FIELDS = configuration.KohyaConfig.model_fields
 
 
-class Shapes(checkpoints.TensorFile):
-    """A model file without content."""
-
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.path, self.shapes = path, shapes
-
-    def stream(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        for key in keys:
-            yield key, torch.empty(self.shapes[key], device="meta")
-
-
-def full_size(path: Path) -> Shapes:
-    """The four files of FLUX.1 dev."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    if path.stem == "flux1-dev":
-        sizes: dict[str, Any] = {"width": 3072, "head": 128, "text": 4096, "pooled": 768}
-        return Shapes(path, tiny_flux.shapes(**sizes, doubles=19, singles=38))
-    with torch.device("meta"):
-        if path.stem == "clip_l":
-            model: Any = CLIPTextModel(
-                CLIPTextConfig(
-                    hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12
-                )
-            )
-        elif path.stem == "ae":
-            model = AutoencoderKL(
-                block_out_channels=(128, 256, 512, 512),
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                layers_per_block=2,
-                latent_channels=16,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-            )
-        else:
-            model = T5EncoderModel(
-                T5Config(
-                    d_model=4096,
-                    d_ff=10240,
-                    d_kv=64,
-                    num_heads=64,
-                    num_layers=24,
-                    vocab_size=32128,
-                    feed_forward_proj="gated-gelu",
-                )
-            )
-    return Shapes(path, {key: tuple(value.shape) for key, value in model.state_dict().items()})
-
-
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Flux, Path]:
     """FLUX.1 dev on the meta device, text encoders included."""
     folder = tmp_path_factory.mktemp("full")
-    tiny_flux.files(folder / "models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoints, "open_tensors", full_size)
-        loaded = Flux.load(job(folder, train_t5xxl=True), torch.device("meta"), torch.float32, lambda _: None)
-    return loaded, folder
+    files = {field: str(path) for field, path in hollow.flux(folder).items()}
+    run = job(folder, train_t5xxl=True, **files)
+    return Flux.load(run, torch.device("meta"), torch.float32, lambda _: None), folder
 
 
 def job(folder: Path, **values: Any) -> Job:
@@ -229,11 +174,65 @@ def test_groups_and_rates(small: tuple[Flux, Path]) -> None:
         ({"img_attn_dim": "four"}, "expected a number"),
         ({"additional_parameters": "--network_args train_blocks=some"}, "all, double and single"),
         ({"additional_parameters": "--network_args network_reg_dims=abc"}, "regex=number"),
+        ({"train_lora_ggpo": True, "split_qkv": True}, "exclude each other"),
     ],
 )
 def test_what_cannot_be_is_said(small: tuple[Flux, Path], values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         network_of(small, **values)
+
+
+def test_ggpo_adds_the_noise_of_its_formula(small: tuple[Flux, Path]) -> None:
+    """LoRA-GGPO as sd-scripts has it, beside dense matrices in float64."""
+    values = {
+        "train_lora_ggpo": True,
+        "ggpo_sigma": 0.3,
+        "ggpo_beta": 0.1,
+        "network_alpha": 2,
+        "network_dim": 4,
+    }
+    network = network_of(small, **values)
+    randomise(network)
+    assert all(isinstance(layer, PerturbedLoraLayer) for layer in network.layers)
+    said = json.loads(network.metadata()["ss_network_args"])
+    assert {name: said[name] for name in ("ggpo_sigma", "ggpo_beta")} == {
+        "ggpo_sigma": "0.3",
+        "ggpo_beta": "0.1",
+    }
+    layer = next(layer for layer in network.layers if layer.target[0].name.endswith("1_linear1"))
+    assert isinstance(layer, PerturbedLoraLayer)
+    base = layer.target[0].module
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 5, base.weight.shape[1], generator=generator, requires_grad=True)
+    network.attach()
+    network.train()
+    plain = base(x)
+    plain.square().sum().backward()
+    assert x.grad is not None
+    slope, x.grad = x.grad.clone(), None
+    network.before_update()
+    torch.manual_seed(11)
+    out = base(x)
+    torch.manual_seed(11)
+    noise = torch.randn(base.weight.shape).double()
+
+    weight, up, down = base.weight.double(), layer.lora_up.double(), layer.lora_down.double()
+    assert layer.lora_up.grad is not None
+    assert layer.lora_down.grad is not None
+    grad = 2 / 4 * (up @ layer.lora_down.grad.double() + layer.lora_up.grad.double() @ down)
+    norms = (weight.norm(dim=1).mean() ** 2 + (up @ down).square().sum(1, keepdim=True)).sqrt()
+    spread = (0.3 * norms + 0.1 * grad.norm(dim=1, keepdim=True) ** 2) / len(weight) ** 0.5
+    torch.testing.assert_close(out - plain, (x.double() @ (noise * spread).T).float(), rtol=1e-3, atol=1e-4)
+    # the noise has no gradient: only the weights' own path to x is there
+    (out * (2 * plain.detach())).sum().backward()
+    torch.testing.assert_close(x.grad, slope)
+    network.train(False)
+    assert torch.equal(base(x), plain)
+    network.detach()
+    none = network_of(
+        small, train_lora_ggpo=True, ggpo_beta=0
+    )  # Kohya drops a zero, and one alone does nothing
+    assert not any(isinstance(layer, PerturbedLoraLayer) for layer in none.layers)
 
 
 def test_diffusers_files_are_read_as_fused_layers(small: tuple[Flux, Path]) -> None:

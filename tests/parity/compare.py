@@ -87,6 +87,22 @@ def job_of(record: Record, out: Path, changes: dict[str, Any]) -> Job:
     return Job.from_config(loaded.config)
 
 
+def recorded_batch(step: dict[str, Any], draw_ids: tuple[int, ...], latents: Tensor) -> Batch:
+    """A recorded micro-batch, as far as its loss depends on it."""
+    return Batch(
+        pictures=(),
+        draw_ids=draw_ids,
+        latents_BCHW=latents,
+        pixels_BCHW=None,
+        captions=tuple(step["captions"]),
+        loss_weights_B=torch.tensor(step["loss_weights"]),
+        masks_B1HW=None,
+        flipped=(False,) * len(latents),
+        sizes=((0, 0),) * len(latents),
+        bucket=(0, 0),
+    )
+
+
 def compare_objective(record: Record, job: Job, findings: Findings) -> None:
     """Noising and loss from recorded draws, latents and predictions."""
     objective = ddpm.prepare(job, "cpu")
@@ -100,18 +116,7 @@ def compare_objective(record: Record, job: Job, findings: Findings) -> None:
         place += len(latents)
         noised = objective.noise_latents(latents * scale, draw_ids, micro, draws)
         worst_noisy = max(worst_noisy, tensor_error(noised.noisy_BCHW, record.drawn(micro, "noisy_latents")))
-        batch = Batch(
-            pictures=(),
-            draw_ids=draw_ids,
-            latents_BCHW=latents,
-            pixels_BCHW=None,
-            captions=tuple(step["captions"]),
-            loss_weights_B=torch.tensor(step["loss_weights"]),
-            masks_B1HW=None,
-            flipped=(False,) * len(latents),
-            sizes=((0, 0),) * len(latents),
-            bucket=(0, 0),
-        )
+        batch = recorded_batch(step, draw_ids, latents)
         loss, _ = objective.loss(record.drawn(micro, "prediction"), noised, batch)
         worst_loss = max(worst_loss, relative(float(loss), step["loss"]))
     findings.add("noised latents, worst step", f"{worst_noisy:.1e}", worst_noisy < 1e-6)

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from tests.parity.compare import Findings, job_of, relative, tensor_error, train
+from tests.parity.compare import Findings, job_of, recorded_batch, relative, tensor_error, train
 from tests.parity.replay import Record, ReplayDraws
-from trainer.data.types import Batch
 from trainer.job import Job
 from trainer.objectives import flow
 
@@ -46,19 +45,7 @@ def compare_objective(record: Record, job: Job, findings: Findings) -> None:
             read = read - noised.noisy_BCHW
         elif kind == "sigma_scaled":
             read = (noised.noisy_BCHW - read) / sigma
-        batch = Batch(
-            pictures=(),
-            draw_ids=draw_ids,
-            latents_BCHW=latents,
-            pixels_BCHW=None,
-            captions=tuple(step["captions"]),
-            loss_weights_B=torch.tensor(step["loss_weights"]),
-            masks_B1HW=None,
-            flipped=(False,) * len(latents),
-            sizes=((0, 0),) * len(latents),
-            bucket=(0, 0),
-        )
-        loss, _ = objective.loss(read, noised, batch)
+        loss, _ = objective.loss(read, noised, recorded_batch(step, draw_ids, latents))
         worst_loss = max(worst_loss, relative(float(loss), step["loss"]))
     findings.add("noised latents, worst step", f"{worst_noisy:.1e}", worst_noisy < 1e-6)
     findings.add("loss of recorded predictions, worst", f"{worst_loss:.1e}", worst_loss < 5e-6)

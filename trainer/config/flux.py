@@ -96,7 +96,8 @@ class FluxFields(Section):
             shown_with=("flux1_checkbox", True),
             path="file",
             effect="adapted",
-            reason="May be left empty with a diffusers folder, which has its own.",
+            reason="Runs with CLIP-L's own activation, quick_gelu, as in every program that draws with FLUX; Kohya's "
+            "engine runs it with gelu. May be left empty with a diffusers folder, which has its own.",
             sd_scripts_arg="--clip_l",
             since="2024-08-10",
         ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -93,7 +94,6 @@ class Family(ABC):
     device: torch.device
     dtype: torch.dtype
     """dtype of the frozen weights."""
-    unet: nn.Module
     vae: nn.Module
     text_encoders: dict[Part, nn.Module]
 
@@ -105,10 +105,23 @@ class Family(ABC):
             ConfigError: Settings that exclude each other, or that the pictures' subsets do not allow.
         """
 
+    @cached_property
+    def unet(self) -> Any:
+        """The denoiser, read from its file when it is first asked for.
+
+        That is after pictures and texts are encoded, where they are cached: the memory then never
+        holds the denoiser beside the VAE at work.
+        """
+        return self.load_unet()
+
+    @abstractmethod
+    def load_unet(self) -> nn.Module:
+        """Read the denoiser to the device, frozen and in eval mode."""
+
     @classmethod
     @abstractmethod
     def load(cls, job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> Family:
-        """Load tokenizers, text encoders, VAE and denoiser, frozen and in eval mode.
+        """Load tokenizers, text encoders and VAE, frozen and in eval mode; look the denoiser's file over.
 
         Raises:
             ModelFileError: A file is missing, broken or of another family.

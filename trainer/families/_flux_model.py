@@ -273,6 +273,7 @@ class Joined(TensorFile):
 
     def __init__(self, file: TensorFile, parts: Mapping[str, tuple[str, ...]]) -> None:
         self.path = file.path
+        self.scaled = file.scaled
         self._file = file
         self._parts = parts
         self.shapes = {

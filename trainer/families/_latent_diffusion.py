@@ -6,18 +6,16 @@ caption, L tokens of a chunk.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import re
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import DivergedError
+from trainer.families import _vae
 from trainer.families._base import Family, Part, Target, Text
 
 __all__ = [
@@ -25,7 +23,6 @@ __all__ = [
     "TEXT_LAYERS",
     "LatentDiffusion",
     "clip_states",
-    "fingerprint",
     "in_kohya_order",
 ]
 
@@ -47,7 +44,6 @@ class LatentDiffusion(Family):
     """VAE, text memory and moving; a subclass adds loading, its text encoders and its names."""
 
     # diffusers' own attributes are used
-    unet: Any
     vae: Any
 
     latent_channels: ClassVar[int] = 4
@@ -60,14 +56,14 @@ class LatentDiffusion(Family):
     def __init__(
         self,
         *,
-        unet: Any,
+        unet: Callable[[], nn.Module],
         vae: Any,
         text_encoders: dict[Part, nn.Module],
         device: torch.device,
         dtype: torch.dtype,
         keep_text: bool,
     ) -> None:
-        self.unet = unet
+        self._read_unet: Callable[[], nn.Module] | None = unet
         self.vae = vae
         self.text_encoders = text_encoders
         self.device = device
@@ -77,42 +73,32 @@ class LatentDiffusion(Family):
         self._fingerprint = ""
         self._kept: OrderedDict[tuple[str, bool], Text] = OrderedDict()
 
+    def load_unet(self) -> nn.Module:
+        """See `Family.load_unet`."""
+        read, self._read_unet = self._read_unet, None  # which holds the file
+        assert read is not None
+        return read()
+
     # --- pictures -------------------------------------------------------------------------------
 
     def vae_fingerprint(self) -> str:
         """SHA-256 over the VAE's names, dtypes, shapes and bytes."""
         if not self._fingerprint:
-            self._fingerprint = fingerprint(self.vae)
+            self._fingerprint = _vae.fingerprint(self.vae)
         return self._fingerprint
 
-    @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Sample the VAE's posterior, unscaled, with noise of each picture's own generator."""
-        place = next(self.vae.parameters())
-        with _no_autocast(place.device):
-            posterior = self.vae.encode(pixels_BCHW.to(place.device, place.dtype)).latent_dist
-        mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
-        noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in generators])
-        latents: Tensor = mean + std * noise
-        if not bool(torch.isfinite(latents).all()):
-            raise DivergedError(
-                f"the VAE gave NaN in {str(place.dtype).removeprefix('torch.')}: {self.full_vae}, or use "
-                "another VAE"
-            )
-        return latents
+        """A sample of the VAE's posterior, unscaled."""
+        mend = f"{self.full_vae}, or use another VAE"
+        return _vae.sample(self.vae, pixels_BCHW, generators, what="the VAE", mend=mend)
 
     def to_model_latents(self, latents_BCHW: Tensor) -> Tensor:
         """Times `vae_scale`."""
         return latents_BCHW * self.vae_scale
 
-    @torch.no_grad()
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
         """Model latents to pictures in [-1, 1], float32."""
-        place = next(self.vae.parameters())
-        unscaled = (latents_BCHW / self.vae_scale).to(place.device, place.dtype)
-        with _no_autocast(place.device):
-            pixels: Tensor = self.vae.decode(unscaled).sample
-        return pixels.float()
+        return _vae.decode(self.vae, latents_BCHW / self.vae_scale)
 
     # --- text -----------------------------------------------------------------------------------
 
@@ -195,16 +181,6 @@ class LatentDiffusion(Family):
             checkpointed.train()
 
 
-def fingerprint(*models: nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of the models' tensors."""
-    digest = hashlib.sha256()
-    for model in models:
-        for name, value in model.state_dict().items():
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(memoryview(value.detach().cpu().contiguous().view(torch.uint8).numpy()))
-    return digest.hexdigest()
-
-
 def split_text(text: Text) -> list[Text]:
     """One Text for each row, with memory of its own."""
     states = [state[None].clone() for state in text.states_BTD.unbind(0)]
@@ -246,10 +222,3 @@ def in_kohya_order(unet: nn.Module) -> dict[str, tuple[int, int, int]]:
             head = f"{block}.transformer_blocks.{parts[0]}"
             keys[name] = (first[head], KOHYA_ORDER.get(parts[1], 3), place)
     return keys
-
-
-@contextlib.contextmanager
-def _no_autocast(device: torch.device) -> Iterator[None]:
-    """The VAE works in its own dtype whatever the training loop casts."""
-    with torch.autocast(device.type, enabled=False):
-        yield

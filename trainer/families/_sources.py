@@ -18,6 +18,7 @@ from trainer import checkpoints, memory
 from trainer.checkpoints import MODELS, TensorFile
 from trainer.errors import ModelFileError
 from trainer.families._base import Say
+from trainer.memory.quantise import parameter_count
 from trainer.tokens import clip_tokenizer
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ __all__ = [
     "VAE",
     "VAE_FILES",
     "Source",
+    "UnetFile",
     "check_channels",
     "explained",
     "from_hub",
     "has",
     "load_clip",
     "load_tokenizer",
-    "load_unet",
     "load_vae",
     "locate",
 ]
@@ -101,25 +102,57 @@ def check_channels(path: Path, channels: int) -> None:
         )
 
 
-def load_unet(source: Source, device: torch.device, dtype: torch.dtype, job: Job) -> tuple[nn.Module, bool]:
-    """The UNet, and whether its proj_in and proj_out are linear layers."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+class UnetFile:
+    """A UNet whose file has been looked over but not read.
 
-    if source.file is None:
-        folder = source.path / "unet"
-        config = checkpoints.read_json(folder / "config.json")
-        file = checkpoints.open_weights(folder)
-        names: checkpoints.Renamed = {key: (key,) for key in file.shapes}
-    else:
-        file = source.file
-        config = explained(file.path, checkpoints.ldm_unet_config, file.shapes, UNET, source.facts["unet"])
-        names = checkpoints.ldm_unet_names(file.shapes, UNET)
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    place = memory.placing(job, "unet", unet, device, dtype)
-    checkpoints.fill(unet, file, names, device=device, dtype=dtype, what="UNet", place=place)
-    unet.eval()
-    return unet, bool(config.get("use_linear_projection", False))
+    Args:
+        source: Where the models come from.
+        device: Where it shall be.
+        dtype: Of its weights.
+        job: Says how they are stored.
+        say: Told the number of parameters.
+
+    Raises:
+        ModelFileError: The file lacks a tensor of it, or has one of another shape.
+    """
+
+    def __init__(self, source: Source, device: torch.device, dtype: torch.dtype, job: Job, say: Say) -> None:
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        if source.file is None:
+            folder = source.path / "unet"
+            config = checkpoints.read_json(folder / "config.json")
+            self._file = checkpoints.open_weights(folder)
+            self._names: checkpoints.Renamed = {key: (key,) for key in self._file.shapes}
+        else:
+            self._file = source.file
+            shapes = self._file.shapes
+            config = explained(
+                self._file.path, checkpoints.ldm_unet_config, shapes, UNET, source.facts["unet"]
+            )
+            self._names = checkpoints.ldm_unet_names(shapes, UNET)
+        self.linear = bool(config.get("use_linear_projection", False))
+        """Whether proj_in and proj_out are linear layers."""
+        with torch.device("meta"):
+            self._model = UNet2DConditionModel.from_config(config)
+        self._job, self._device, self._dtype = job, device, dtype
+        checkpoints.check_fit(self._model, self._file, self._names, what="UNet")
+        say(f"UNet: {parameter_count(self._model):,} parameters")
+
+    def read(self) -> nn.Module:
+        """The UNet on its device, frozen, in eval mode. To be called once."""
+        model: nn.Module = self._model
+        place = memory.placing(self._job, "unet", model, self._device, self._dtype, scaled=self._file.scaled)
+        checkpoints.fill(
+            model,
+            self._file,
+            self._names,
+            device=self._device,
+            dtype=self._dtype,
+            what="UNet",
+            place=place,
+        )
+        return model.eval()
 
 
 def load_clip(
@@ -147,7 +180,7 @@ def load_clip(
 
     with torch.device("meta"):
         encoder = kind._from_config(CLIPTextConfig.from_dict(dict(values)), attn_implementation="sdpa")
-    place = memory.placing(job, "text", encoder, device, dtype)
+    place = memory.placing(job, "text", encoder, device, dtype, scaled=file.scaled)
     checkpoints.fill(encoder, file, names, device=device, dtype=dtype, what="text encoder", place=place)
     # Not a weight, so no file has it.
     embeddings = getattr(encoder, "text_model", encoder).embeddings

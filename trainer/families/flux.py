@@ -31,6 +31,7 @@ from trainer.draws import Draws
 from trainer.errors import DatasetError, DivergedError, ModelFileError, StopTraining
 from trainer.events import Event, LogLine, PhaseStarted, Progress
 from trainer.families import _flux_model as model_files
+from trainer.families import _vae
 from trainer.families._base import Family, Part, Say, Target, Text
 from trainer.families._flux_texts import (
     Encoded,
@@ -83,8 +84,6 @@ TICK = {
 class Flux(Family):
     """FLUX.1, loaded."""
 
-    unet: Any
-    """The transformer; loaded when it is first asked for."""
     vae: Any
 
     name: ClassVar[str] = "flux"
@@ -125,16 +124,11 @@ class Flux(Family):
         self.trains_t5 = job.trains_t5
         self._kept: TextStore | Recent = Recent(REMEMBERED_BYTES)
         self._fingerprint = ""
-        self._checkpointing = False
 
-    def __getattr__(self, name: str) -> Any:
-        # Only asked for what is not there yet.
-        if name != "unet":
-            raise AttributeError(name)
-        self.unet = self._transformer.load()
-        if self._checkpointing:
-            self.unet.enable_gradient_checkpointing()
-        return self.unet
+    def load_unet(self) -> nn.Module:
+        """The transformer; see `Family.load_unet`."""
+        model: nn.Module = self._transformer.load()
+        return model
 
     # --- loading --------------------------------------------------------------------------------
 
@@ -159,41 +153,23 @@ class Flux(Family):
     def vae_fingerprint(self) -> str:
         """SHA-256 over the autoencoder's names, dtypes, shapes and bytes."""
         if not self._fingerprint:
-            digest = hashlib.sha256()
-            for name, value in self.vae.state_dict().items():
-                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-                digest.update(memoryview(value.detach().cpu().contiguous().view(torch.uint8).numpy()))
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = _vae.fingerprint(self.vae)
         return self._fingerprint
 
-    @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """A sample of the autoencoder, shifted and scaled as the transformer wants it."""
-        place = next(self.vae.parameters())
-        with torch.autocast(place.device.type, enabled=False):
-            posterior = self.vae.encode(pixels_BCHW.to(place.device, place.dtype)).latent_dist
-        mean, std = posterior.mean.float().cpu(), posterior.std.float().cpu()
-        noise = torch.stack([torch.randn(mean.shape[1:], generator=generator) for generator in generators])
-        latents: Tensor = SCALE * (mean + std * noise - SHIFT)
-        if not bool(torch.isfinite(latents).all()):
-            raise DivergedError(
-                f"the autoencoder gave NaN in {str(place.dtype).removeprefix('torch.')}: add --no_half_vae to "
-                "additional_parameters, or use bf16"
-            )
-        return latents
+        mend = "add --no_half_vae to additional_parameters, or use bf16"
+        return SCALE * (
+            _vae.sample(self.vae, pixels_BCHW, generators, what="the autoencoder", mend=mend) - SHIFT
+        )
 
     def to_model_latents(self, latents_BCHW: Tensor) -> Tensor:
         """Cached latents are ready for the transformer."""
         return latents_BCHW
 
-    @torch.no_grad()
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
         """Model latents to pictures in [-1, 1], float32."""
-        place = next(self.vae.parameters())
-        with torch.autocast(place.device.type, enabled=False):
-            raw_BCHW = latents_BCHW / SCALE + SHIFT
-            pixels: Tensor = self.vae.decode(raw_BCHW.to(place.device, place.dtype)).sample
-        return pixels.float()
+        return _vae.decode(self.vae, latents_BCHW / SCALE + SHIFT)
 
     # --- text -----------------------------------------------------------------------------------
 
@@ -423,7 +399,6 @@ class Flux(Family):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations; everything stays in eval mode (T5 would drop out, as it does in Kohya)."""
-        self._checkpointing = True
         self.unet.enable_gradient_checkpointing()
         for encoder in self.text_encoders.values():
             checkpointed: Any = encoder
@@ -557,7 +532,9 @@ class _Transformer:
             device=self._device,
             dtype=self._dtype,
             what="FLUX.1 transformer",
-            place=memory.placing(self._job, "unet", model, self._device, self._dtype),
+            place=memory.placing(
+                self._job, "unet", model, self._device, self._dtype, scaled=self._file.scaled
+            ),
         )
         if not self._from_diffusers:
             model_files.swap_halves(model)
@@ -634,12 +611,6 @@ class _TextEncoders:
         clip_l = _given(job, "clip_l", base, "text_encoder", "CLIP-L Path", "clip_l.safetensors")
         t5xxl = _given(job, "t5xxl", base, "text_encoder_2", "T5-XXL Path", "t5xxl_fp16.safetensors")
         self._files: dict[Part, TensorFile] = {"te1": _open(clip_l), "te3": _open(t5xxl)}
-        scaled = [key for key in self._files["te3"].shapes if "scaled_fp8" in key or "scale_weight" in key]
-        if scaled:
-            raise ModelFileError(
-                f"{t5xxl} holds scaled fp8 weights, which sd-scripts does not read either: give "
-                "t5xxl_fp16.safetensors or t5xxl_fp8_e4m3fn.safetensors in T5-XXL Path (Flux.1)"
-            )
         self.t5_tokens = t5_tokens
         self._tokens = ClipTokens(
             clip_tokenizer(MODELS / "clip" / "bpe_simple_vocab_16e6.txt.gz"), chunks=1, length=CLIP_TOKENS
@@ -674,7 +645,7 @@ class _TextEncoders:
         return encoder
 
     def _load_t5(self, *, resident: bool) -> Any:
-        """T5; not ``resident``: as it is in the file, mapped, and to be put to work by `at_work`."""
+        """T5; not ``resident``: as it is in the file, mapped where it can be, to be put to work by `at_work`."""
         from transformers import T5Config, T5EncoderModel
 
         file = self._files["te3"]
@@ -688,9 +659,10 @@ class _TextEncoders:
             device=self._device if resident else torch.device("cpu"),
             dtype=self._dtype,
             what="T5-XXL",
-            place=memory.placing(self._job, "text", stack, self._device, self._dtype)
+            place=memory.placing(self._job, "text", stack, self._device, self._dtype, scaled=file.scaled)
             if resident
-            else lambda _, tensor: tensor,
+            # What has a scale in the file cannot be used as it is there.
+            else lambda _, tensor: tensor.to(self._dtype) if file.scaled else tensor,
         )
         encoder.shared = stack.embed_tokens
         encoder.eval()

@@ -6,7 +6,7 @@ LDM file (.safetensors, .ckpt), a diffusers folder, or a name on the model hub.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +21,6 @@ from trainer.families import _sources
 from trainer.families._base import Say, Target, Text
 from trainer.families._latent_diffusion import LatentDiffusion, clip_states, in_kohya_order
 from trainer.families._sources import TICK, UNET, Source
-from trainer.memory.quantise import parameter_count
 from trainer.tokens import ClipTokens, join_chunks
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class StableDiffusion(LatentDiffusion):
     def __init__(
         self,
         *,
-        unet: Any,
+        unet: Callable[[], nn.Module],
         vae: Any,
         text_encoder: nn.Module,
         tokens: ClipTokens,
@@ -84,12 +83,11 @@ class StableDiffusion(LatentDiffusion):
 
     @classmethod
     def load(cls, job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> StableDiffusion:
-        """Load everything; see `Family.load`."""
+        """Load all but the UNet, whose file is looked over; see `Family.load`."""
         config = job.config
         source = _find(job, say)
         vae_dtype = torch.float32 if job.engine.no_half_vae else dtype
-        unet, linear = _sources.load_unet(source, device, dtype, job)
-        say(f"UNet: {parameter_count(unet):,} parameters")
+        unet = _sources.UnetFile(source, device, dtype, job, say)
         text_encoder = _load_text_encoder(source, device, dtype, job)
         vae = _sources.load_vae(source, job, device, vae_dtype, say)
         length = int(text_encoder.config.max_position_embeddings)
@@ -101,7 +99,7 @@ class StableDiffusion(LatentDiffusion):
         )
         tokens = ClipTokens(tokenizer, chunks=config.max_token_length // 75, length=length)
         return cls(
-            unet=unet,
+            unet=unet.read,
             vae=vae,
             text_encoder=text_encoder,
             tokens=tokens,
@@ -111,7 +109,7 @@ class StableDiffusion(LatentDiffusion):
             v_parameterization=config.v_parameterization,
             clip_skip=config.clip_skip or 1,
             # sd-scripts turns the linear layers of a single SD 2.x file into convolutions.
-            proj_saved_as_conv=linear and source.file is not None,
+            proj_saved_as_conv=unet.linear and source.file is not None,
             keep_text=not job.trains_text_encoder,
         )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,9 @@ from trainer.data.buckets import crop_ltrb
 from trainer.errors import ConfigError, ModelFileError
 from trainer.families import _sources
 from trainer.families._base import Part, Say, Target, Text
-from trainer.families._latent_diffusion import LatentDiffusion, clip_states, fingerprint, in_kohya_order
+from trainer.families._latent_diffusion import LatentDiffusion, clip_states, in_kohya_order
 from trainer.families._sources import TICK, UNET, Source
-from trainer.memory.quantise import parameter_count
+from trainer.families._vae import fingerprint
 from trainer.tokens import ClipTokens, join_chunks
 
 if TYPE_CHECKING:
@@ -35,10 +35,7 @@ if TYPE_CHECKING:
     from trainer.events import Event
     from trainer.job import Job
 
-__all__ = ["PLUGIN", "StableDiffusionXL", "kohya_name", "time_ids", "waits"]
-
-Movable = Literal["vae", "text_encoders", "unet"]
-"""As `Family.move` names the models."""
+__all__ = ["PLUGIN", "StableDiffusionXL", "kohya_name", "texts_wait", "time_ids"]
 
 CLIP_L = "conditioner.embedders.0.transformer."
 OPEN_CLIP = "conditioner.embedders.1.model."
@@ -71,14 +68,14 @@ class StableDiffusionXL(LatentDiffusion):
     def __init__(
         self,
         *,
-        unet: Any,
+        unet: Callable[[], nn.Module],
         vae: Any,
         text_encoders: dict[Part, nn.Module],
         tokens: dict[Part, ClipTokens],
         device: torch.device,
         dtype: torch.dtype,
         keep_text: bool,
-        waiting: Sequence[Movable] = (),
+        texts_wait: bool = False,
     ) -> None:
         super().__init__(
             unet=unet,
@@ -89,8 +86,8 @@ class StableDiffusionXL(LatentDiffusion):
             keep_text=keep_text,
         )
         self.tokens = tokens
-        self.waiting = tuple(waiting)
-        """Models that are on the CPU until the latents are cached."""
+        self.texts_wait = texts_wait
+        """The text encoders are on the CPU until the latents are cached."""
         self._cached: text_cache.TextCache | None = None
 
     # --- loading --------------------------------------------------------------------------------
@@ -123,7 +120,7 @@ class StableDiffusionXL(LatentDiffusion):
 
     @classmethod
     def load(cls, job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> StableDiffusionXL:
-        """Load everything; see `Family.load`."""
+        """Load all but the UNet, whose file is looked over; see `Family.load`."""
         config = job.config
         source = _find(job, say)
         if config.clip_skip > 1:
@@ -131,13 +128,9 @@ class StableDiffusionXL(LatentDiffusion):
                 f"clip_skip {config.clip_skip} has no effect: SDXL is always conditioned on the last layer but one"
             )
         full_vae = config.sdxl_no_half_vae or job.engine.no_half_vae
-        waiting = waits(job, device)
-        host = torch.device("cpu")
-        unet, _ = _sources.load_unet(source, host if "unet" in waiting else device, dtype, job)
-        say(f"UNet: {parameter_count(unet):,} parameters")
-        text_encoders = _load_text_encoders(
-            source, host if "text_encoders" in waiting else device, dtype, job
-        )
+        wait = texts_wait(job, device)
+        unet = _sources.UnetFile(source, device, dtype, job, say)
+        text_encoders = _load_text_encoders(source, torch.device("cpu") if wait else device, dtype, job)
         vae = _sources.load_vae(source, job, device, torch.float32 if full_vae else dtype, say)
         tokens: dict[Part, ClipTokens] = {}
         parts: tuple[tuple[Part, str, str], ...] = (
@@ -156,14 +149,14 @@ class StableDiffusionXL(LatentDiffusion):
                 pad=0 if part == "te2" else None,
             )
         return cls(
-            unet=unet,
+            unet=unet.read,
             vae=vae,
             text_encoders=text_encoders,
             tokens=tokens,
             device=device,
             dtype=dtype,
             keep_text=not job.trains_text_encoder,
-            waiting=waiting,
+            texts_wait=wait,
         )
 
     # --- text -----------------------------------------------------------------------------------
@@ -197,18 +190,13 @@ class StableDiffusionXL(LatentDiffusion):
     def prepare_text(
         self, job: Job, dataset: Dataset, *, emit: Callable[[Event], None], stop: Callable[[], bool]
     ) -> None:
-        """Cache what the encoders give for each stored caption, and move them to the CPU.
-
-        The UNet, if it waits, comes to the device last: the card never holds it beside the VAE at work.
-        """
-        if "text_encoders" in self.waiting:
+        """Cache what the encoders give for each stored caption, and move them to the CPU."""
+        if self.texts_wait:
             self.move(["text_encoders"], self.device)
+            self.texts_wait = False
         if _caches_text(job):
             self._cache_text(job, dataset, emit, stop)
             self.move(["text_encoders"], torch.device("cpu"))
-        if "unet" in self.waiting:
-            self.move(["unet"], self.device)
-        self.waiting = ()
 
     def _cache_text(
         self, job: Job, dataset: Dataset, emit: Callable[[Event], None], stop: Callable[[], bool]
@@ -311,21 +299,14 @@ class StableDiffusionXL(LatentDiffusion):
 PLUGIN = StableDiffusionXL
 
 
-def waits(job: Job, device: torch.device) -> tuple[Movable, ...]:
-    """What is better loaded to the CPU, since the VAE needs the card first to cache latents.
+def texts_wait(job: Job, device: torch.device) -> bool:
+    """Whether the text encoders are loaded to the CPU, since the VAE needs the card first to cache latents.
 
-    In 1024 px it takes some 3 GiB, which a card of 8 GiB does not have beside the whole UNet. What is
-    stored small or swapped is put in its place while it is read.
+    Those that are stored small are put in their place while they are read.
     """
-    config, wanted = job.config, memory.choices(job)
-    if device.type != "cuda" or not (config.cache_latents or config.cache_latents_to_disk):
-        return ()
-    found: list[Movable] = []
-    if wanted.unet is None and not wanted.blocks_to_swap:
-        found.append("unet")
-    if wanted.text is None:
-        found.append("text_encoders")
-    return tuple(found)
+    config = job.config
+    caches = config.cache_latents or config.cache_latents_to_disk
+    return device.type == "cuda" and caches and memory.choices(job).text is None
 
 
 def time_ids(batch: Batch) -> Tensor:
@@ -514,6 +495,7 @@ class _Transposed(TensorFile):
 
     def __init__(self, file: TensorFile, key: str) -> None:
         self.path = file.path
+        self.scaled = file.scaled
         self.shapes = {**file.shapes, key: file.shapes[key][::-1]}
         self._file, self._key = file, key
 

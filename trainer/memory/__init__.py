@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError
 from trainer.memory import quantise
-from trainer.memory.blocks import blocks_of, swapped_of
+from trainer.memory.blocks import blocks_of, repeated_of, swapped_of
 from trainer.memory.checkpointing import Offload
 from trainer.memory.quantise import Format
 from trainer.memory.swap import SLOTS, BlockSwap, piece_bytes
@@ -38,6 +38,7 @@ __all__ = [
     "place_with",
     "placing",
     "prepare",
+    "repeated_of",
     "store",
     "swapped_bytes",
     "swapped_of",
@@ -147,7 +148,13 @@ def _blocks_to_swap(job: Job) -> int:
 
 
 def placing(
-    job: Job, part: Literal["unet", "text"], model: nn.Module, device: torch.device, dtype: torch.dtype
+    job: Job,
+    part: Literal["unet", "text"],
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    scaled: bool = False,
 ) -> Placed | None:
     """How the tensors of a model are put in place, one by one, while they are read from the file.
 
@@ -157,6 +164,7 @@ def placing(
         model: Built on the meta device.
         device: Where it computes.
         dtype: Of everything that is not stored small.
+        scaled: The file's weights have scales (`trainer.checkpoints.TensorFile.scaled`).
 
     Returns:
         For `trainer.checkpoints.fill`; None where nothing is special about this model.
@@ -166,11 +174,17 @@ def placing(
     if job.engine.base_weights:
         form = None  # they are added to whole weights; `prepare` follows
     swap = wanted.blocks_to_swap if part == "unet" else 0
-    return place_with(form, model, device, dtype, swap=swap) if form or swap else None
+    return place_with(form, model, device, dtype, swap=swap, scaled=scaled) if form or swap else None
 
 
 def place_with(
-    form: Format | None, model: nn.Module, device: torch.device, dtype: torch.dtype, *, swap: int = 0
+    form: Format | None,
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    swap: int = 0,
+    scaled: bool = False,
 ) -> Placed:
     """The same for a given format and number of blocks in host memory."""
     layers = {f"{name}.weight": layer for name, layer in quantise.layers(model)} if form else {}
@@ -193,7 +207,7 @@ def place_with(
         # Made small where the model computes, which is quick on a GPU, also if it then goes home.
         whole = tensor.to(device)
         whole = whole if form == "fp8" else whole.to(dtype)
-        quantise.store(name.removesuffix(".weight"), layer, whole, form, target)
+        quantise.store(name.removesuffix(".weight"), layer, whole, form, target, scaled=scaled)
         return None
 
     return place

@@ -1,6 +1,7 @@
 """Frozen weights in 8 or 4 bits, made whole for the moment in which a layer uses them.
 
-fp8 is sd-scripts' fp8_base: a plain cast to float8_e4m3fn, without scaling factors. int8 (one scale a
+fp8 is sd-scripts' fp8_base: a plain cast to float8_e4m3fn, without scaling factors (with one where the
+file's weights have one, which sd-scripts does not read). int8 (one scale a
 row) and NF4 (Dettmers et al. 2023, arXiv:2305.14314; one scale for 64 weights) are stored and restored by
 bitsandbytes' kernels. Its layer classes are not used: they repack an NF4 weight in the first forward
 pass without gradients, after which it cannot be trained through (sample, then go on training).
@@ -149,6 +150,8 @@ def store(
     weight: Tensor,
     form: Format,
     device: torch.device | None = None,
+    *,
+    scaled: bool = False,
 ) -> None:
     """Give ``layer`` a weight that is stored small.
 
@@ -158,8 +161,10 @@ def store(
         weight: Whole, of the layer's shape; on the meta device too.
         form: How it is stored.
         device: Where; the weight's if None.
+        scaled: Whether fp8 gets a scale, so that its largest number stands for the weight's; made for
+            weights that come from such a file, which are then what they were there.
     """
-    small, scale = _small(weight.detach(), form)
+    small, scale = _small(weight.detach(), form, scaled=scaled)
     small, scale = small.to(device), None if scale is None else scale.to(device)
     stored: Any = layer
     stored.register_buffer("weight_scale", scale, persistent=False)
@@ -215,10 +220,13 @@ def _shape(layer: Stored) -> tuple[int, ...]:
     return layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size
 
 
-def _small(weight: Tensor, form: Format) -> tuple[Tensor, Tensor | None]:
+def _small(weight: Tensor, form: Format, *, scaled: bool = False) -> tuple[Tensor, Tensor | None]:
     if form == "fp8":
         if weight.dtype == torch.float8_e4m3fn:
             return weight, None
+        if scaled:
+            scale = (weight.abs().amax().float() / FP8_MAX).clamp(min=1e-12)
+            return (weight.float() / scale).to(torch.float8_e4m3fn), scale
         return weight.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), None
     rows = weight.shape[0]
     if form == "int8":
@@ -247,7 +255,7 @@ def _small(weight: Tensor, form: Format) -> tuple[Tensor, Tensor | None]:
 
 def _whole(layer: Stored, small: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     if layer.format == "fp8":
-        return small.to(dtype)
+        return small.to(dtype) if scale is None else small.float().mul_(scale).to(dtype)
     assert scale is not None
     if layer.format == "int8":
         # in float32: the product with the scale is rounded once

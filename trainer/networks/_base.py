@@ -88,6 +88,9 @@ class Network(ABC):
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> list[str]:
         """Load tensors under Kohya's keys; returns a line for each key left over or missing."""
 
+    def before_update(self) -> None:  # noqa: B027
+        """Look at the gradients of a step, clipped, before the optimizer uses them."""
+
     @abstractmethod
     def apply_max_norm(self, limit: float) -> dict[str, Tensor]:
         """scale_weight_norms: TensorBoard tags and 0-d tensors, still on the device."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.errors import ConfigError, ModelFileError
+from trainer.memory.quantise import dense
 from trainer.networks._base import ParamGroup
 from trainer.networks.lora import (
     LoraLayer,
@@ -30,10 +31,11 @@ from trainer.networks.lora import (
 )
 
 if TYPE_CHECKING:
-    from trainer.families._base import Family, Target
+    from trainer.draws import Draws
+    from trainer.families._base import Family, Say, Target
     from trainer.job import Job
 
-__all__ = ["FluxLoraNetwork", "SplitLoraLayer"]
+__all__ = ["FluxLoraNetwork", "PerturbedLoraLayer", "SplitLoraLayer"]
 
 DOUBLE_BLOCKS, SINGLE_BLOCKS = 19, 38
 """Of FLUX.1; block numbers are checked against them, also with a pruned model."""
@@ -49,6 +51,10 @@ PART_RANKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("single_mod_dim", ("modulation",)),
 )
 """Options for the rank of a kind of layer, and what such a layer's name contains; the first counts."""
+
+GGPO = ("ggpo_sigma", "ggpo_beta")
+NORM_ROWS = 1000
+"""Rows of a frozen weight whose norms are taken for GGPO (sd-scripts)."""
 
 IN_LAYERS = ("_img_in", "_time_in", "_vector_in", "_guidance_in", "_txt_in")
 """What the names of the input layers contain, in the order of in_dims."""
@@ -149,11 +155,98 @@ class SplitLoraLayer(LoraLayer):
         return used
 
 
+class PerturbedLoraLayer(LoraLayer):
+    """A pair beside which noise is added to the frozen weight while it trains (GGPO).
+
+    Chang et al. 2025, arXiv:2502.14538; sd-scripts, networks/lora_flux.py:LoRAModule.
+    The noise of a row grows with the norm of the row's weights and with that of its last gradient, so it
+    begins after the first step. It is fed forward only: no gradient passes through it.
+    """
+
+    sigma = 0.0
+    beta = 0.0
+    norm: Tensor
+    """Mean norm of the frozen weight's rows, 0-d."""
+
+    def __init__(self, target: Target, rank: int, alpha: float, **options: Any) -> None:
+        super().__init__(target, rank, alpha, **options)
+        self.spread_O1: Tensor | None = None
+        """Standard deviation of each row's noise."""
+
+    @torch.no_grad()
+    def begin(self, sigma: float, beta: float, generator: torch.Generator) -> None:
+        """Take the norm of the frozen weight's rows, of a thousand of them where there are more.
+
+        Args:
+            sigma: Noise for the norm of a row's weights.
+            beta: Noise for the square of its gradient's norm.
+            generator: Draws the rows.
+        """
+        self.sigma, self.beta = sigma, beta
+        weight_OI = dense(self.target[0].module, torch.float32)
+        rows = torch.randperm(len(weight_OI), generator=generator)[:NORM_ROWS]
+        self.norm = torch.linalg.vector_norm(weight_OI[rows.to(weight_OI.device)], dim=1).mean()
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Set the noise by the weights and gradients of this step.
+
+        As in sd-scripts the norm of the pair's product is taken without its scale. The sums of squares
+        come from r x r products: O x I is never formed.
+        """
+        up_Or, down_rI = self.lora_up.float(), self.lora_down.float()
+        if self.lora_up.grad is None or self.lora_down.grad is None:
+            return
+        change_O1 = _row_squares(up_Or, down_rI)
+        grad_O1 = _row_squares(
+            torch.cat([up_Or, self.lora_up.grad.float()], dim=1),
+            torch.cat([self.lora_down.grad.float(), down_rI]),
+        )
+        norm = self.norm.to(up_Or.device)
+        spread = self.sigma * (norm.square() + change_O1).sqrt() + self.beta * self.scale**2 * grad_O1
+        self.spread_O1 = spread / len(up_Or) ** 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output with the addition and the noise. Only valid while attached."""
+        if not self.training or self.spread_O1 is None or self.multiplier == 0:
+            return super().forward(x)
+        assert self.base_forward is not None
+        chance, self.module_dropout = self.module_dropout, 0.0
+        if chance and torch.rand(1) < chance:
+            self.module_dropout = chance
+            return self.base_forward(x)
+        out = super().forward(x)
+        self.module_dropout = chance
+        with torch.no_grad():
+            shape = (len(self.lora_up), self.lora_down.shape[1])
+            noise_OI = torch.randn(shape, dtype=self.lora_up.dtype, device=self.lora_up.device)
+            change = functional.linear(x, noise_OI.mul_(self.spread_O1.to(noise_OI.dtype)))
+        return out + change
+
+
 class FluxLoraNetwork(LoraNetwork):
     """The layers of one FLUX LoRA, in sd-scripts' order."""
 
     kohya_types: ClassVar[tuple[str, ...]] = ("Flux1",)
     module = "networks.lora_flux"
+
+    @classmethod
+    def create(cls, family: Family, job: Job, draws: Draws, say: Say) -> LoraNetwork:
+        """See `Network.create`."""
+        if _perturbs(job) and job.network_args.get("split_qkv") == "True":
+            raise ConfigError("GGPO and split_qkv exclude each other (sd-scripts fails on both): untick one")
+        network = super().create(family, job, draws, say)
+        for layer in network.layers:
+            if isinstance(layer, PerturbedLoraLayer):
+                sigma, beta = (number(job.network_args, name) for name in GGPO)
+                layer.begin(sigma, beta, draws.generator(f"ggpo {layer.target[0].name}"))
+        return network
+
+    def before_update(self) -> None:
+        """See `Network.before_update`."""
+        for layer in self.layers:
+            if isinstance(layer, PerturbedLoraLayer):
+                layer.look()
 
     @classmethod
     def ranks(cls, family: Family, job: Job, weights: list[float] | None) -> Ranks:
@@ -204,6 +297,8 @@ class FluxLoraNetwork(LoraNetwork):
         """See `LoraNetwork.layer`."""
         from_weights = job.config.network_weights and job.config.dim_from_weights
         fused = target.name.endswith(("_qkv", "_linear1"))
+        if _perturbs(job) and not from_weights:
+            return PerturbedLoraLayer
         split = fused and job.network_args.get("split_qkv") == "True" and not from_weights
         return SplitLoraLayer if split else LoraLayer
 
@@ -233,6 +328,16 @@ class FluxLoraNetwork(LoraNetwork):
 
 
 PLUGIN = FluxLoraNetwork
+
+
+def _perturbs(job: Job) -> bool:
+    return all(name in job.network_args for name in GGPO)
+
+
+def _row_squares(a_OX: Tensor, b_XI: Tensor) -> Tensor:
+    """Sum of squares of each row of ``a @ b``, O1."""
+    squares: Tensor = ((a_OX @ (b_XI @ b_XI.T)) * a_OX).sum(dim=1, keepdim=True)
+    return squares.clamp(min=0)
 
 
 def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
