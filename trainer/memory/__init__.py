@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import ConfigError
-from trainer.memory import quantise
+from trainer.memory import packing, quantise
 from trainer.memory.blocks import blocks_of, repeated_of, swapped_of
 from trainer.memory.checkpointing import Offload
 from trainer.memory.quantise import Format
@@ -234,6 +234,9 @@ def prepare(family: Family, job: Job, device: torch.device, say: Say) -> BlockSw
     if wanted.unet is not None:
         size = sum(tensor.nbytes for tensor in (*family.unet.parameters(), *family.unet.buffers()))
         say(f"the frozen model is kept in {wanted.unet}: {size / 2**30:.2f} GiB")
+    plain = job.config.dynamo_backend in ("no", "NO", "")
+    if device.type == "cpu" and plain and (layers := packing.pack(family.unet)):
+        say(f"{layers} convolutions keep their weights as this processor computes on them")
     if not wanted.blocks_to_swap:
         return None
     blocks = blocks_of(family.unet)
