@@ -213,8 +213,9 @@ def _data(found: Mapping[str, Any], job: Job) -> list[Check]:
     lines.append(Check("good", sized, "max_bucket_reso" if job.config.enable_bucket else "enable_bucket"))
     odd, shipped = data["sizes outside 256 to 2048"], _is_shipped(job)
     if odd and not shipped:
-        words = "1 picture has" if odd == 1 else f"{odd} pictures have"
-        lines.append(Check("warning", f"{words} a side outside 256 to 2048 pixels: take better ones", where))
+        one = "1 picture has a side outside 256 to 2048 pixels: take better ones"
+        many = f"{odd} pictures have a side outside 256 to 2048 pixels: take better ones"
+        lines.append(Check("warning", one if odd == 1 else many, where))
     if not data["without a caption file"]:
         lines.append(Check("good", "Every picture has a caption", "caption_extension"))
     for finding in data["findings"]:
@@ -303,11 +304,10 @@ def _output(job: Job, found: Mapping[str, Any]) -> list[Check]:
     trained = found.get("parameters", {}).get("trained", 0)
     whole_bytes = float(found.get("disk (estimated, GiB)", {}).get("sum", 0)) * GIB
     one_bytes = trained * {"float": 4}.get(job.config.save_precision, 2)
-    text = f"{free_bytes / GIB:.1f} GiB free on the disk"
-    if one_bytes:
-        text += f"; each LoRA file takes about {one_bytes / 2**20:.0f} MiB"
+    free, one, whole = free_bytes / GIB, one_bytes / 2**20, whole_bytes / GIB
+    text = f"{free:.1f} GiB free on the disk"
     if whole_bytes:
-        text += f", the whole run {whole_bytes / GIB:.2f} GiB"
+        text = f"{free:.1f} GiB free on the disk; LoRA files take about {one:.0f} MiB each, the whole run {whole:.2f} GiB"
     needed = max(10 * one_bytes, whole_bytes)
     level: Level = "warning" if free_bytes < SPACE_KEPT_BYTES + needed else "good"
     return [*lines, Check(level, text, "output_dir")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -192,15 +192,15 @@ def locked(name: str) -> Component:
     )
 
 
-def explain(name: str, ui: Ui) -> str:
-    """Help text, with what is different here, and the bounds."""
-    text = " ".join(help_of(name).split())
+def explain(name: str, ui: Ui, say: Callable[[str], str] = str) -> str:
+    """Help text, with what is different here, and the bounds; ``say`` translates its parts."""
+    text = say(" ".join(help_of(name).split()))
     if ui.effect == "none":
-        text = f"No effect here: {ui.reason} {text}"
+        text = f"{say('No effect here:')} {say(ui.reason)} {text}"
     elif ui.effect == "adapted":
-        text = f"{text} Here: {ui.reason}"
+        text = f"{text} {say('Here:')} {say(ui.reason)}"
     if ui.min is not None and ui.max is not None:
-        text = f"{text} ({ui.min:g} to {ui.max:g})"
+        text = f"{text} ({ui.min:g} {say('to')} {ui.max:g})"
     return text
 
 

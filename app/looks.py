@@ -6,10 +6,12 @@ import json
 
 import gradio as gr
 
+from app.fields import explain
+from trainer.config import KohyaConfig, ui_of
 from trainer.files import REPOSITORY
 from trainer.review import charts
 
-__all__ = ["CSS", "ICON", "LANGUAGES", "SCRIPT", "theme", "words"]
+__all__ = ["CSS", "ICON", "LANGUAGES", "SCRIPT", "helps", "theme", "words"]
 
 CSS = "\n".join(
     [
@@ -26,10 +28,30 @@ LANGUAGES = {"en": "English", "es": "Español", "vi": "Tiếng Việt"}
 
 
 def words(code: str) -> dict[str, str]:
-    """English texts of the page and what they are in another language; numbers stand as ``{}``."""
+    """English texts of the page and what they are in another language.
+
+    Numbers stand as ``{}``, names and whatever else is not translated as ``{*}``.
+    """
+    return {} if code not in LANGUAGES or code == "en" else _file(f"{code}.json")
+
+
+def helps(code: str) -> dict[str, str]:
+    """The help texts of all settings, as the page shows them, and what they are in another language.
+
+    Labels and sections keep Kohya's words in every language: that is how guides name them.
+    """
     if code not in LANGUAGES or code == "en":
         return {}
-    file = REPOSITORY / "assets" / "languages" / f"{code}.json"
+    parts = _file(f"help.{code}.json")
+    names = [name for name in KohyaConfig.model_fields if not ui_of(name).hidden]
+    return {
+        explain(name, ui_of(name)): explain(name, ui_of(name), lambda text: parts.get(text, text))
+        for name in names
+    }
+
+
+def _file(name: str) -> dict[str, str]:
+    file = REPOSITORY / "assets" / "languages" / name
     found: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     return found
 

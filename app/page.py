@@ -105,7 +105,8 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             return {"error": str(error)}
 
     def words_of(data: Any) -> dict[str, str]:
-        return looks.words(str(data.get("code", "")) if isinstance(data, dict) else "")
+        code = str(data.get("code", "")) if isinstance(data, dict) else ""
+        return {**looks.helps(code), **looks.words(code)}
 
     # As the page's script calls them.
     browse_files.__name__, act_on_run.__name__, words_of.__name__ = "browse", "act", "words"

@@ -25,7 +25,7 @@ from trainer.events import Event, EventLog, JobFailed, JobStopped, SampleReady, 
 from trainer.job import Job
 from trainer.runner import run
 
-STEPS = 60
+STEPS = 40
 
 
 class Wider(Draws):

@@ -47,9 +47,7 @@ def test_all_contradictions_are_said_at_once_and_can_be_repaired(tmp_path: Path,
     (tmp_path / "img" / "1_cat").mkdir(parents=True)
     Image.new("RGB", (300, 2100)).save(tmp_path / "img" / "1_cat" / "a.png")
     found = of({**values, "train_data_dir": "img"}, tmp_path, runs)
-    expected = {"output_dir", "pretrained_model_name_or_path", "network_dim", "noise_offset"} | set(
-        values
-    ) - {
+    expected = {"output_dir", "network_dim"} | set(values) - {
         "mixed_precision",
         "noise_offset_type",
         "additional_parameters",
