@@ -15,12 +15,16 @@ __all__ = ["CSS", "ICON", "LANGUAGES", "SCRIPT", "helps", "theme", "words"]
 
 CSS = "\n".join(
     [
-        *((REPOSITORY / "assets" / name).read_text(encoding="utf-8") for name in ("page.css", "review.css")),
+        *(
+            (REPOSITORY / "assets" / name).read_text(encoding="utf-8")
+            for name in ("page.css", "review.css", "captioning.css")
+        ),
         charts.STYLE,
     ]
 )
 SCRIPT = "\n".join(
-    (REPOSITORY / "assets" / name).read_text(encoding="utf-8") for name in ("page.js", "review.js")
+    (REPOSITORY / "assets" / name).read_text(encoding="utf-8")
+    for name in ("page.js", "review.js", "captioning.js")
 )
 ICON = REPOSITORY / "assets" / "icon.svg"
 LANGUAGES = {"en": "English", "es": "Español", "vi": "Tiếng Việt"}

@@ -20,7 +20,7 @@ from app.fields import Form, read
 from app.report import report_html, ways_on
 from app.session import Session
 from app.shell import COLLECT, EDITED, LOADED, OPENED, QUIET, Shell, base_name, guarded, page_of, user_of
-from app.tabs import dataset, parameters, review, train
+from app.tabs import captioning, dataset, parameters, review, train
 from trainer import config as configuration
 from trainer.config import KohyaConfig, Loaded
 from trainer.errors import ConfigError, TrainerError
@@ -161,12 +161,8 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
                     "Look at the pictures",
                     "pictures",
                 )
-            with gr.Tab("Captioning", id="captioning"):
-                look_captions, captions = dataset.render(
-                    "The captions that training will read. Edit the text files beside the pictures, and look again.",
-                    "Look at the captions",
-                    "captions",
-                )
+            with gr.Tab("Captioning", id="captioning") as captioning_tab:
+                captioning.render(session)
             with gr.Tab("Parameters", id="parameters"):
                 parts = parameters.render(form)
             with gr.Tab("Train", id="train") as train_tab:
@@ -350,9 +346,6 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         look.click(None, everything, draft, **COLLECT).then(
             guarded(on_look(dataset.pictures_html)), draft, pictures, **QUIET
         )
-        look_captions.click(None, everything, draft, **COLLECT).then(
-            guarded(on_look(dataset.captions_html)), draft, captions, **QUIET
-        )
         # The browser answers a press at once; the server may be busy with a step.
         answered = [panel.start, panel.stop, panel.sample, panel.save, panel.notices]
         panel.start.click(None, None, panel.start, js=STARTING, **QUIET)
@@ -365,6 +358,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **QUIET)
         timer.tick(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **QUIET)
         timer.tick(None, None, None, js="() => kiln.review.tick()", **QUIET)
+        captioning.wire(captioning_tab, timer)
     return page, form
 
 

@@ -16,6 +16,7 @@ __all__ = ["KINDS", "load"]
 
 KINDS: dict[str, str] = {
     "captions": "app.captions",
+    "captions": "app.captions",
     "grid": "app.grids",
 }
 """Kind of work to the module whose ``work(settings, base, paths)`` makes it from the settings in the list."""

@@ -1,4 +1,4 @@
-"""Dataset: the pictures as training will see them. Captioning: their captions."""
+"""Dataset: the pictures as training will see them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from app.paths import Paths
 from trainer.config import KohyaConfig
 from trainer.job import Job
 
-__all__ = ["captions_html", "pictures_html", "render"]
+__all__ = ["pictures_html", "render"]
 
-SHOWN = 200
 
 
 def render(words: str, button: str, name: str) -> tuple[gr.Button, gr.HTML]:
@@ -52,26 +51,6 @@ def pictures_html(config: KohyaConfig, base: Path, paths: Paths) -> str:
         + _table(("Bucket", "Pictures with repeats"), sizes)
         + (f"<ul class='kiln-checks'>{odd}</ul>" if odd else "")
     )
-
-
-def captions_html(config: KohyaConfig, base: Path, paths: Paths) -> str:
-    """The caption of each picture, those without a file first.
-
-    Raises:
-        TrainerError: As for `pictures_html`.
-    """
-    from trainer.data import folder
-
-    data = folder.scan(_job(config, base, paths))
-    rows = [
-        (picture.path.name, "" if picture.caption_file else "none", picture.caption[:300])
-        for picture in data.pictures
-    ]
-    rows.sort(key=lambda item: item[1] == "")
-    missing = sum(item[1] != "" for item in rows)
-    words = f"{len(rows)} pictures, {missing} without a caption file"
-    more = f"; the first {SHOWN} are shown" if len(rows) > SHOWN else ""
-    return f"<p>{words}{more}</p>" + _table(("Picture", "File", "Caption"), rows[:SHOWN])
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:

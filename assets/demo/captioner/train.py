@@ -75,21 +75,21 @@ def make_tokenizer() -> BertTokenizer:
 
 
 def make_model(tokenizer: BertTokenizer) -> BlipForConditionalGeneration:
-    """BLIP with four layers of width 160 to look and two of width 128 to write."""
+    """BLIP with four layers of width 192 to look and two of width 96 to write."""
     config = BlipConfig(
         vision_config={
-            "hidden_size": 160,
-            "intermediate_size": 640,
+            "hidden_size": 192,
+            "intermediate_size": 768,
             "num_hidden_layers": 4,
-            "num_attention_heads": 5,
+            "num_attention_heads": 4,
             "image_size": SIZE_PX,
-            "patch_size": 8,
+            "patch_size": 16,
             "initializer_range": 0.02,
         },
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 512,
+            "hidden_size": 96,
+            "intermediate_size": 384,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "max_position_embeddings": 96,
@@ -162,7 +162,7 @@ def train(work: Path, steps: int, batch_size: int) -> BlipForConditionalGenerati
         return loss
 
     averaged = train_base.run_steps(
-        "captioner-training", {"blip": model}, loss_of, work, steps, 1e-3, 0.01, ema_decay=0.998
+        "captioner-training", {"blip": model}, loss_of, work, steps, 1e-3, 0.02, ema_decay=0.995
     )["blip"]
     assert isinstance(averaged, BlipForConditionalGeneration)
     return averaged
@@ -185,8 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--out", type=Path, default=HERE, help="where the finished model goes")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--export-now", action="store_true", help="no training: write what the checkpoint holds"
