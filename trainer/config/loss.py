@@ -54,8 +54,9 @@ class LossFields(Section):
             rare=True,
         ),
     ] = False
-    """Learn only from the bright part of each picture's mask and ignore the rest. Masks come from a data
-    set configuration's conditioning_data_dir; for alpha channels add --alpha_mask to the additional parameters."""
+    """Learn only from the bright part of each picture's mask and ignore the rest. Masks are drawn on
+    Captioning or come from a data set configuration's conditioning_data_dir; for alpha channels add --alpha_mask to
+    the additional parameters."""
 
     scale_v_pred_loss_like_noise_pred: Annotated[
         bool,
