@@ -396,7 +396,7 @@ window.kiln = (() => {
 
     // ---- languages: the page is written in English; a file holds what each text is in another language -----
     const words = {code: "en", of: {}, seen: new WeakMap()};
-    const UNTOUCHED = "textarea, input, select, code, pre, script, style, figcaption, .kiln-asis, .kiln-runs b, .kiln-queue b";
+    const UNTOUCHED = "textarea, input, select:not(.kiln-words), code, pre, script, style, figcaption, .kiln-asis, .kiln-runs b, .kiln-queue b";
 
     function say(source) {
         const numbers = [];

@@ -46,7 +46,7 @@ WRITER = """<details id="cap-writer" class="kiln-cap-box"><summary>Write caption
 <label class="kiln-field"><span>Put in front</span><input type="text" id="cap-prefix" spellcheck="false">
 <small>A space follows, as in Kohya.</small></label>
 <label class="kiln-field"><span>Put behind</span><input type="text" id="cap-postfix" spellcheck="false"></label>
-<label class="kiln-field"><span>If there is a caption</span><select id="cap-existing">
+<label class="kiln-field"><span>If there is a caption</span><select id="cap-existing" class="kiln-words">
 <option value="keep">Leave it</option><option value="machine">Replace it if a captioner wrote it</option>
 <option value="all">Replace it, my own too</option></select></label>
 <label class="kiln-check" id="cap-append-row"><input type="checkbox" id="cap-append">
@@ -58,7 +58,7 @@ WRITER = """<details id="cap-writer" class="kiln-cap-box"><summary>Write caption
 
 EDITOR = """<div id="cap-work" hidden><div class="kiln-cap-list">
 <div class="kiln-cap-filter"><input type="search" id="cap-find" aria-label="Words in the caption"
- placeholder="Words in the caption"><select id="cap-only" aria-label="Which captions are shown">
+ placeholder="Words in the caption"><select id="cap-only" class="kiln-words" aria-label="Which captions are shown">
 <option value="">All</option><option value="missing">Without a caption</option><option value="long">Too long</option>
 <option value="habits">With habits of a captioner</option><option value="machine">By a captioner</option>
 <option value="person">By a person</option><option value="problem">Unreadable</option></select></div>
