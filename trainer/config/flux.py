@@ -59,7 +59,8 @@ class FluxFields(Section):
             families=FLUX,
             shown_with=("flux1_checkbox", True),
             effect="adapted",
-            reason="FLUX.1 is trained; a run on Chroma is refused before it starts.",
+            reason="FLUX.1 is trained. Chroma has no CLIP-L and gets its modulation from a network of its own, so a "
+            "run on it is refused before it starts.",
             sd_scripts_arg="--model_type chroma",
             since="2026-07-10",
             rare=True,

@@ -43,7 +43,10 @@ class _Needs:
     """Most that was alive in the forward pass, beyond what was there at its start."""
     backward_peak_bytes: int
     """The same of the backward pass, which starts with what is kept and the outputs' gradients."""
+    again_peak_bytes: int
+    """The same of the pass that checkpointing runs again, which ends with the last tensor that is kept."""
     forward_flops: int
+    again_flops: int
     backward_flops: int
 
 
@@ -105,7 +108,7 @@ def _kind(block: nn.Module) -> Hashable | None:
                 if tensor is not None
             ]
             found.append((name, type(module), tuple(plain), tuple(tensors), "forward" in values))
-    return tuple(found)
+    return hash(tuple(found))  # of some thousand parts, which would be compared at every call
 
 
 class _Replay:
@@ -143,8 +146,9 @@ class _Replay:
 
 
 def _claim(live: LiveBytes, needs: _Needs) -> tuple[Tensor, ...]:
-    live.reach(needs.forward_peak_bytes)
-    live.flops += needs.forward_flops
+    again = torch._C._current_graph_task_id() != -1  # run again by the backward pass
+    live.reach(needs.again_peak_bytes if again else needs.forward_peak_bytes)
+    live.flops += needs.again_flops if again else needs.forward_flops
     return tuple(torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in needs.outputs)
 
 
@@ -212,8 +216,14 @@ def _measured(
     for parameter in trained:
         parameter.grad = None
     live = LiveBytes([*weights, *trained, *inputs])
-    # Checkpointing around the block must not see what happens here.
-    with torch.autograd.graph.saved_tensors_hooks(_same, _same), live:
+    again = [0, 0]
+
+    def kept(tensor: Tensor) -> Tensor:
+        again[:] = live.peak_bytes, live.flops
+        return tensor
+
+    # These hooks also keep checkpointing around the block from seeing what happens here.
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor), live:
         args, kwargs = tree_unflatten(fresh, spec)
         del fresh, inputs
         result = forward(*args, **kwargs)
@@ -244,8 +254,8 @@ def _measured(
             )
             back_peak, back_flops = live.peak_bytes - start[0], live.flops - flops
             del seed
-    for parameter, kept in zip(trained, before, strict=True):
-        parameter.grad = kept
+    for parameter, grad_before in zip(trained, before, strict=True):
+        parameter.grad = grad_before
     return _Needs(
         outputs=shapes,
         spec=result_spec,
@@ -253,7 +263,9 @@ def _measured(
         kept_inputs=kept_inputs,
         forward_peak_bytes=peak,
         backward_peak_bytes=back_peak,
+        again_peak_bytes=again[0],
         forward_flops=flops,
+        again_flops=again[1],
         backward_flops=back_flops,
     )
 
@@ -262,10 +274,6 @@ def _watch(tensors: Sequence[Tensor], gone: set[int]) -> None:
     """Add to ``gone`` the place of each tensor whose memory is let go."""
     for place, tensor in enumerate(tensors):
         weakref.finalize(tensor.untyped_storage(), gone.add, place)
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _like(tensor: Tensor, grad: bool) -> Tensor:
