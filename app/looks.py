@@ -17,14 +17,14 @@ CSS = "\n".join(
     [
         *(
             (REPOSITORY / "assets" / name).read_text(encoding="utf-8")
-            for name in ("page.css", "review.css", "captioning.css")
+            for name in ("page.css", "review.css", "captioning.css", "dataset.css")
         ),
         charts.STYLE,
     ]
 )
 SCRIPT = "\n".join(
     (REPOSITORY / "assets" / name).read_text(encoding="utf-8")
-    for name in ("page.js", "review.js", "captioning.js")
+    for name in ("page.js", "review.js", "captioning.js", "dataset.js")
 )
 ICON = REPOSITORY / "assets" / "icon.svg"
 LANGUAGES = {"en": "English", "es": "Español", "vi": "Tiếng Việt"}

@@ -156,11 +156,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         report = gr.HTML(elem_id="report", padding=False)
         with gr.Tabs(elem_id="tabs", selected="parameters") as tabs:
             with gr.Tab("Dataset", id="dataset"):
-                look, pictures = dataset.render(
-                    "The folders and buckets that training will use, from the settings as they stand.",
-                    "Look at the pictures",
-                    "pictures",
-                )
+                dataset.render(session)
             with gr.Tab("Captioning", id="captioning") as captioning_tab:
                 captioning.render(session)
             with gr.Tab("Parameters", id="parameters"):
@@ -296,12 +292,6 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
                 traceback.print_exc()
                 return checks_html([Check("warning", f"The checks failed ({type(error).__name__}: {error})")])
 
-        def on_look(draw: Callable[..., str]) -> Callable[[Any], str]:
-            def look_at(sent: Any) -> str:
-                return draw(*page_of(sent), session.paths)
-
-            return look_at
-
         def on_tick(seen: Any) -> list[Any]:
             return train.tick(session, seen if isinstance(seen, str) else None)
 
@@ -342,9 +332,6 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         ).success(None, [text, name], None, js=DOWNLOAD, **QUIET)
         demo.click(guarded(on_demo), None, [*outputs, preset, tabs], **QUIET).success(
             None, everything, draft, **LOADED
-        )
-        look.click(None, everything, draft, **COLLECT).then(
-            guarded(on_look(dataset.pictures_html)), draft, pictures, **QUIET
         )
         # The browser answers a press at once; the server may be busy with a step.
         answered = [panel.start, panel.stop, panel.sample, panel.save, panel.notices]

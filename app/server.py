@@ -23,8 +23,8 @@ from trainer.errors import TrainerError
 
 __all__ = ["launch", "serve"]
 
-LARGEST_UPLOAD = "16mb"
-"""Configurations are all that is uploaded; trainer.config refuses large ones with a sentence."""
+LARGEST_UPLOAD = "4gb"
+"""Of one file: a ZIP of pictures. trainer.config refuses large configurations with a sentence."""
 
 
 def serve(options: Options) -> None:

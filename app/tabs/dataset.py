@@ -1,61 +1,158 @@
-"""Dataset: the pictures as training will see them."""
+"""Dataset: pictures brought in, edited, checked, and shown as training will see them.
+
+The markup stands here, so that its texts are with those of the other tabs; assets/dataset.js fills it, and
+`app.album` answers what it asks.
+"""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from app.paths import Paths
-from trainer.config import KohyaConfig
-from trainer.job import Job
+from app.album import Tasks, answer
+from app.session import Session
+from app.shell import user_of
+from trainer.errors import TrainerError
+from trainer.pictures.faces import YUNET, YUNET_URL
 
-__all__ = ["pictures_html", "render"]
+__all__ = ["render"]
 
-
-
-def render(words: str, button: str, name: str) -> tuple[gr.Button, gr.HTML]:
-    """A sentence, a button and the place for its answer."""
-    gr.HTML(f'<p class="kiln-empty">{html.escape(words)}</p>', padding=False)
-    look = gr.Button(button, size="md", elem_id=f"look-{name}", scale=0)
-    return look, gr.HTML(elem_id=f"found-{name}", padding=False)
+CONNECT = "kiln.dataset.connect(server);"
 
 
-def _job(config: KohyaConfig, base: Path, paths: Paths) -> Job:
-    from trainer.data.dataset_config import apply_dataset_config
+def _button(label: str, what: str, *, kind: str = "", needs: str = "", name: str = "", key: str = "") -> str:
+    attributes = f' data-needs="{needs}"' if needs else ""
+    attributes += f' id="dataset-{name}"' if name else ""
+    attributes += f' title="{html.escape(key)}"' if key else ""
+    kinds = f"kiln-small {kind}".strip()
+    return f'<button type="button" class="{kinds}" data-dataset="{what}"{attributes}>{html.escape(label)}</button>'
 
-    job = Job.from_config(paths.expand(config), base=base)
-    paths.check(job)
-    return apply_dataset_config(job)
 
-
-def pictures_html(config: KohyaConfig, base: Path, paths: Paths) -> str:
-    """Folders, buckets and what is odd about the pictures.
-
-    Raises:
-        TrainerError: There are none, or the settings contradict each other.
-    """
-    from trainer.data import folder
-
-    data = folder.scan(_job(config, base, paths))
-    folders = [
-        (str(part.folder), sum(picture.subset == index for picture in data.pictures), part.repeats)
-        for index, part in enumerate(data.subsets)
-    ]
-    sizes = [(f"{width} x {height}", count) for (width, height), count in data.bucket_counts().items()]
-    odd = "".join(f"<li>{html.escape(finding.message)}</li>" for finding in data.findings)
+def _field(label: str, name: str, hint: str = "", kind: str = "text", browse: bool = False) -> str:
+    tool = (
+        f' <button type="button" class="kiln-small" data-browse-into="{name}">Browse</button>'
+        if browse
+        else ""
+    )
     return (
-        _table(("Folder", "Pictures", "Repeats"), folders)
-        + _table(("Bucket", "Pictures with repeats"), sizes)
-        + (f"<ul class='kiln-checks'>{odd}</ul>" if odd else "")
+        f'<label class="kiln-field"><span>{html.escape(label)}</span><input type="{kind}" name="{name}" '
+        f'placeholder="{html.escape(hint, quote=True)}" spellcheck="false" autocomplete="off"></label>{tool}'
     )
 
 
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
-    head = "".join(f"<th scope='col'>{title}</th>" for title in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in item) + "</tr>" for item in rows
+def _markup(models: str) -> str:
+    place = (
+        '<form id="dataset-place" class="kiln-find" onsubmit="return false">'
+        '<label class="kiln-field wide"><span>Folder</span>'
+        '<input type="text" id="dataset-folder" name="folder" spellcheck="false" '
+        'placeholder="The folder with the pictures, or a project\'s folder"></label>'
+        '<button type="button" class="kiln-small" data-browse-into="folder">Browse</button>'
+        + _button("Open the folder", "open", kind="primary")
+        + _button("Folder of the settings", "settings")
+        + _button("Train this folder", "use")
+        + "</form>"
     )
-    return f"<table class='kiln-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    new = (
+        '<details id="dataset-new"><summary>New project</summary><form id="dataset-project" class="kiln-form" '
+        'onsubmit="return false">'
+        + _field("Name of the person, character or thing", "name", "Jane Doe")
+        + _button("Propose a token", "token")
+        + _field("Token: a word that the model does not know", "token", "j4n3d03")
+        + _field("Class: what it is", "class", "person")
+        + _field("Repeats", "repeats", "400 / pictures", "number")
+        + _field("Where the project goes", "place", "", browse=True)
+        + _button("Make the project", "project", kind="primary")
+        + '<p id="dataset-token-words" role="status"></p></form></details>'
+        '<details><summary>Dataset preparation, as in Kohya</summary><form id="dataset-prepare" class="kiln-form" '
+        'onsubmit="return false">'
+        + _field("Instance prompt", "instance", "sks")
+        + _field("Class prompt", "class", "dog")
+        + _field("Training images", "images", "", browse=True)
+        + _field("Repeats", "repeats", "40", "number")
+        + _field("Regularisation images", "reg", "optional", browse=True)
+        + _field("Repeats of these", "reg_repeats", "1", "number")
+        + _field("Destination folder", "destination", "", browse=True)
+        + _button("Prepare training data", "prepare", kind="primary")
+        + '</form><p class="kiln-empty">Copies the folders and fills in the settings.</p></details>'
+    )
+    drop = (
+        '<div id="dataset-drop"><p>Drop pictures, folders or a ZIP here</p><div class="kiln-buttons">'
+        + _button("Choose files", "files")
+        + _button("Choose a folder", "folders")
+        + '<form onsubmit="return false" class="kiln-find"><input type="text" id="dataset-source" name="source" '
+        'aria-label="Folder or ZIP on the server" placeholder="or a folder or ZIP on the server" spellcheck="false">'
+        '<button type="button" class="kiln-small" data-browse-into="source">Browse</button>'
+        + _button("Copy in", "source")
+        + '</form></div><input type="file" id="dataset-files" multiple hidden><input type="file" id="dataset-folders" '
+        "webkitdirectory multiple hidden></div>"
+    )
+    tools = (
+        '<div id="dataset-tools" class="kiln-toolbar" role="toolbar" aria-label="Edit the chosen pictures" hidden>'
+        '<span id="dataset-picked" role="status"></span>'
+        + _button("All", "all", key="Ctrl+A")
+        + _button("None", "none")
+        + '<span class="gap"></span>'
+        + _button("Leave out", "exclude", needs="any", key="X")
+        + _button("Take in", "include", needs="any", key="I")
+        + _button("Turn left", "left", needs="any", key="Shift+R")
+        + _button("Turn right", "right", needs="any", key="R")
+        + _button("Mirror", "flip", needs="any", key="F")
+        + _button("Crop …", "crop", needs="one", key="C")
+        + _button("Uncrop", "uncrop", needs="any")
+        + '<span class="gap"></span>'
+        + _button("Undo", "undo", name="undo", key="Ctrl+Z")
+        + _button("Redo", "redo", name="redo", key="Ctrl+Y")
+        + "</div>"
+    )
+    work = (
+        '<div id="dataset-work" hidden><div class="kiln-toolbar">'
+        + _button("Check the pictures", "check", kind="primary")
+        + '<label class="kiln-switch"><input type="checkbox" id="dataset-person" checked>'
+        " <span>It is a person</span></label>"
+        + _button("Is one mirrored?", "mirrored")
+        + _button("What will training see?", "buckets")
+        + "</div>"
+        '<div id="dataset-findings"></div><div id="dataset-mirrored"></div><div id="dataset-buckets"></div>'
+        "<details><summary>Write edited copies</summary><form class='kiln-find' onsubmit='return false'>"
+        '<input type="text" id="dataset-target" name="target" aria-label="New folder for the copies" '
+        'placeholder="New folder for the copies" spellcheck="false">'
+        + _button("Write them", "copies")
+        + "</form><p class='kiln-empty'>Training applies the edits by itself; copies are for other programs.</p>"
+        "</details><details><summary>How faces are found</summary><p class='kiln-empty'>Built in are OpenCV's "
+        "cascades: they find upright faces in photographs, and miss turned, covered and drawn ones. YuNet finds "
+        f"more: put its file <code>{YUNET}</code> (230 KB, MIT) from <code>{YUNET_URL}</code> into "
+        f"<code>{html.escape(models)}</code>; the next check uses it.</p></details></div>"
+    )
+    return (
+        '<div id="dataset-page">'
+        + place
+        + new
+        + drop
+        + '<div id="dataset-progress"></div><p id="dataset-answer" role="status"></p><div id="dataset-refused"></div>'
+        + '<p id="dataset-empty" class="kiln-empty">No pictures here yet. Bring some in, or open a folder. '
+        "Between 256 and 2048 pixels is right; nothing needs to be resized.</p>"
+        + work
+        + tools
+        + '<div id="dataset-grid"></div><dialog id="dataset-crop" aria-label="Crop"></dialog></div>'
+    )
+
+
+def render(session: Session) -> None:
+    """Lay out the tab."""
+    tasks = Tasks()
+
+    def dataset(data: Any, request: gr.Request) -> dict[str, Any]:
+        try:
+            return answer(session, tasks, data if isinstance(data, dict) else {}, user_of(request))
+        except TrainerError as error:
+            return {"error": str(error)}
+
+    gr.HTML(
+        _markup(str(session.state / "models")),
+        js_on_load=CONNECT,
+        server_functions=[dataset],
+        elem_id="dataset",
+        padding=False,
+    )
