@@ -20,6 +20,10 @@ from trainer.pictures.faces import YUNET, YUNET_URL
 __all__ = ["render"]
 
 CONNECT = "kiln.dataset.connect(server);"
+EMPTY = (
+    "No pictures here yet. Bring some in, or open a folder. Between 256 and 2048 pixels is right; nothing needs "
+    "to be resized."
+)
 
 
 def _button(label: str, what: str, *, kind: str = "", needs: str = "", name: str = "", key: str = "") -> str:
@@ -47,7 +51,7 @@ def _markup(models: str) -> str:
         '<form id="dataset-place" class="kiln-find" onsubmit="return false">'
         '<label class="kiln-field wide"><span>Folder</span>'
         '<input type="text" id="dataset-folder" name="folder" spellcheck="false" '
-        'placeholder="The folder with the pictures, or a project\'s folder"></label>'
+        'placeholder="The folder with the pictures, or that of a project"></label>'
         '<button type="button" class="kiln-small" data-browse-into="folder">Browse</button>'
         + _button("Open the folder", "open", kind="primary")
         + _button("Folder of the settings", "settings")
@@ -131,8 +135,7 @@ def _markup(models: str) -> str:
         + new
         + drop
         + '<div id="dataset-progress"></div><p id="dataset-answer" role="status"></p><div id="dataset-refused"></div>'
-        + '<p id="dataset-empty" class="kiln-empty">No pictures here yet. Bring some in, or open a folder. '
-        "Between 256 and 2048 pixels is right; nothing needs to be resized.</p>"
+        + f'<p id="dataset-empty" class="kiln-empty">{EMPTY}</p>'
         + work
         + tools
         + '<div id="dataset-grid"></div><dialog id="dataset-crop" aria-label="Crop"></dialog></div>'

@@ -66,9 +66,6 @@ def walk(
         page.wait_for_function("document.body.dataset.kiln === 'ready'")
     for tab in TABS:
         if show(page, tab):
-            for button in ("#look-pictures", "#look-captions"):
-                if page.locator(button).count() and page.locator(button).is_visible():
-                    page.locator(button).click()
             page.wait_for_timeout(1500)
             shoot(page, folder / f"{tab.lower()}{mark}.webp", whole=bool(mark))
             if tab == "Parameters" and mark:

@@ -175,8 +175,9 @@ def test_checks_lead_to_the_field_and_repair_it(served: Served, context: Browser
     tab.tab("Captioning")
     expect(page.locator("#cap-summary")).to_contain_text("3 pictures, 0 without a caption file")
     tab.tab("Dataset")
-    page.locator("#look-pictures").click()
-    expect(page.locator("#found-pictures")).to_contain_text("64 x 64")
+    expect(page.locator("#dataset-grid figure")).to_have_count(4)  # the broken one is shown, too
+    page.get_by_role("button", name="What will training see?").click()
+    expect(page.locator("#dataset-buckets")).to_contain_text("64 x 64")
     assert tab.errors == []
 
 
