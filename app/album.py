@@ -6,6 +6,7 @@ shows, and every path goes through `Paths`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import secrets
@@ -175,15 +176,27 @@ def _picked(root: Path, data: Data) -> dict[Path, list[str]]:
     return found
 
 
+@functools.lru_cache(maxsize=65536)
+def _header(path: Path, _modified_ns: int, _size_bytes: int) -> tuple[int, int] | str:
+    """Upright size of a picture, or why it has none; read once for as long as the file stays."""
+    try:
+        return read_size(path)
+    except DatasetError as error:
+        return str(error).partition("cannot be read: ")[2] or str(error)
+
+
 def _entry(item: _Set, name: str, caption_ending: str) -> dict[str, Any]:
     path, edit = item.folder / name, item.edits.of(name)
     entry: dict[str, Any] = {"id": f"{item.folder.name}/{name}", "name": name}
     try:
-        size = read_size(path)
-        entry["size"] = edit.size(size)
-        entry["outdated"] = not edit.fits(size)
-    except DatasetError as error:
-        entry["broken"] = str(error).partition("cannot be read: ")[2] or str(error)
+        found = path.stat()
+        size = _header(path, found.st_mtime_ns, found.st_size)
+    except OSError as error:
+        size = error.strerror or str(error)
+    if isinstance(size, str):
+        entry["broken"] = size
+    else:
+        entry["size"], entry["outdated"] = edit.size(size), not edit.fits(size)
     entry["excluded"], entry["words"] = edit.excluded, replace(edit, excluded=False).words()
     entry["caption"] = path.with_suffix(caption_ending).is_file()
     return entry

@@ -245,8 +245,10 @@ kiln.dataset = (() => {
     async function back(what) {
         const answer = await ask({do: what});
         if (!answer) return;
+        const at = document.activeElement && document.activeElement.closest("#dataset-grid figure");
         state.buckets = null;
         take(answer);
+        if (at && item_of(state.at)) item_of(state.at).focus();
         say(answer.words ? `${what === "undo" ? "Taken back" : "Made again"}: ${answer.words}` : "");
     }
 

@@ -151,3 +151,21 @@ def test_edited_copies_hold_the_edited_pixels(pictures: Path, tmp_path: Path) ->
     assert (target / "2.png").read_bytes() == (pictures / "2.png").read_bytes()
     with pytest.raises(DatasetError, match="is not empty"):
         edits.write_copies(pictures, target)
+
+
+def test_a_drawn_mask_is_edited_like_its_picture(pictures: Path) -> None:
+    shade = np.linspace(0, 255, 96, dtype=np.uint8)[None, :].repeat(64, axis=0)
+    shade[:20] = 0
+    (pictures / ".kiln" / "masks").mkdir(parents=True)
+    Image.fromarray(shade).save(pictures / ".kiln" / "masks" / "2.png")
+    edits.change(pictures, ["2.png"], lambda _, edit: edits.crop_seen(edit, (0, 0, 64, 64), (96, 64)), "crop")
+    edits.change(pictures, ["2.png"], lambda _, edit: edits.flip(edit), "mirror")
+    job = job_for(pictures.parent, masked_loss=True)
+    found = folder.scan(job)
+
+    class Vae:
+        cache_suffix, latent_factor, latent_channels = "_sd.npz", 8, 4
+
+    mask = _Work(job, found, Vae()).read_pixels(2).mask_HW  # type: ignore[arg-type]
+    assert mask is not None
+    assert np.array_equal((mask.numpy() * 255).round(), shade[:64, :64][:, ::-1])
