@@ -102,7 +102,7 @@ def checks(config: KohyaConfig, base: Path, paths: Paths, runs: Runs) -> list[Ch
 def _named_in(text: str) -> str:
     """The first setting that a sentence names."""
     names = [name for name in re.findall(r"[A-Za-z_0-9]+", text) if name in KohyaConfig.model_fields]
-    return names[0] if names else ""
+    return names[0] if names else "additional_parameters" if text.startswith("--") else ""
 
 
 ONE_DEVICE = {"num_processes": 1, "num_machines": 1, "gpu_ids": ""}
@@ -305,9 +305,13 @@ def _output(job: Job, found: Mapping[str, Any]) -> list[Check]:
     whole_bytes = float(found.get("disk (estimated, GiB)", {}).get("sum", 0)) * GIB
     one_bytes = trained * {"float": 4}.get(job.config.save_precision, 2)
     free, one, whole = free_bytes / GIB, one_bytes / 2**20, whole_bytes / GIB
-    text = f"{free:.1f} GiB free on the disk"
     if whole_bytes:
-        text = f"{free:.1f} GiB free on the disk; LoRA files take about {one:.0f} MiB each, the whole run {whole:.2f} GiB"
+        text = (
+            f"{free:.1f} GiB free on the disk; LoRA files take about {one:.0f} MiB each, "
+            f"the whole run {whole:.2f} GiB"
+        )
+    else:
+        text = f"{free:.1f} GiB free on the disk"
     needed = max(10 * one_bytes, whole_bytes)
     level: Level = "warning" if free_bytes < SPACE_KEPT_BYTES + needed else "good"
     return [*lines, Check(level, text, "output_dir")]
