@@ -162,7 +162,9 @@ def _patch(pixels_HWC: Pixels, face: Face | None) -> Pixels:
         size = max(1, round(width * scale * 2)), max(1, round(height * scale * 2))
         small = np.asarray(cv2.resize(pixels_HWC, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
         x, y, scale = x * size[0] / width, y * size[1] / height, 0.5
-    place = np.array([[scale, 0, PATCH_PX / 2 - x * scale], [0, scale, PATCH_PX / 2 - y * scale]])
+    # Pixels lie half a step inside; without that, a mirrored picture would be cut a little elsewhere.
+    edge = (PATCH_PX + scale - 1) / 2
+    place = np.array([[scale, 0, edge - x * scale], [0, scale, edge - y * scale]])
     cut = cv2.warpAffine(
         small, place, (PATCH_PX, PATCH_PX), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
