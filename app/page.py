@@ -20,7 +20,7 @@ from app.fields import Form, read
 from app.report import report_html, ways_on
 from app.session import Session
 from app.shell import COLLECT, EDITED, LOADED, OPENED, QUIET, Shell, base_name, guarded, page_of, user_of
-from app.tabs import captioning, dataset, parameters, review, train
+from app.tabs import captioning, dataset, parameters, review, tools, train
 from trainer import config as configuration
 from trainer.config import KohyaConfig, Loaded
 from trainer.errors import ConfigError, TrainerError
@@ -165,6 +165,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
                 panel = train.render()
             with gr.Tab("Review", id="review"):
                 past = review.render(session, form)
+                tool_panel = tools.render()
         cursor = gr.Textbox(visible=False)
         timer = gr.Timer(1.0)
 
@@ -173,6 +174,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         outputs = [*everything, report]
 
         shell = Shell(session, form, everything, draft, outputs, tabs)
+        tools.wire(tool_panel, shell)
         shown = shell.shown
 
         def on_open(kept: Any, request: gr.Request) -> list[Any]:

@@ -43,6 +43,7 @@ from trainer.optimizers import Built
 from trainer.plan import Plan
 from trainer.processes import Processes
 from trainer.progress import LossRecorder, Pending, Scalars, fetch
+from trainer.review.watch import Watch
 from trainer.schedules import Schedule
 
 __all__ = ["Outcome", "Run"]
@@ -86,6 +87,7 @@ class Run:
     scalars: Scalars
     swap: BlockSwap | None = None
     processes: Processes = field(default_factory=Processes)
+    watch: Watch | None = None
     step: int = 0
     losses: tuple[float, ...] = ()
     last_lora: Path | None = None
@@ -116,6 +118,8 @@ class Run:
         if self.step == 0 and self.job.engine.sample_at_first:
             self.sample(epoch=0)
         self.events.emit(PhaseStarted(phase="train", total=self.counted_steps, unit="steps"))
+        if self.watch is not None:
+            self.watch.begin(self)
         report.restart_clock()
         stop_text_encoder_at = _text_encoder_stop(self.job, plan)
         epoch = self.step // plan.updates_per_epoch
@@ -355,6 +359,8 @@ class Run:
         self.events.emit(
             CheckpointSaved(step=self.counted, epoch=epoch, path=path, kind="lora", size_bytes=size_bytes)
         )
+        if self.watch is not None and self.step:
+            self.watch.look(self, path, must=must)
         return path
 
     def save_state(self, stem: str, epoch: int, report: _Reporter) -> Path | None:
@@ -422,6 +428,8 @@ class Run:
         finally:
             self.network.train(True)
             self.built.train()
+        if self.watch is not None and self.step:
+            self.watch.look(self, None)
         self.events.emit(PhaseStarted(phase="train", total=self.counted_steps, unit="steps"))
 
     def keep_good(self) -> None:

@@ -55,6 +55,7 @@ from trainer.objectives import objective_for
 from trainer.plan import Plan
 from trainer.processes import PeerLostError, Processes, join
 from trainer.progress import Scalars
+from trainer.review.watch import Watch
 
 __all__ = ["prepare", "run"]
 
@@ -312,6 +313,8 @@ def prepare(
     )
     if resumed is not None:
         _restore(current, resumed, say)
+    if latents is not None and processes.is_first and not config.skip_verdict:
+        current.watch = Watch(dataset, latents, job.journal.parent / "measures.json")
     events.emit(
         JobStarted(
             name=job.output_name,

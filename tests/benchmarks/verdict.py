@@ -17,7 +17,6 @@ import itertools
 import json
 import random
 import shutil
-import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -207,8 +206,8 @@ def report(work: Path) -> None:
             print(
                 f"  the file to keep is a good one, where there is one: {sum(kept[part])} of {len(kept[part])}"
             )
-        for (true_kind, kind), count in sorted(table.items()):
-            print(f"    reader {true_kind:<13} verdict {kind:<13} {count}")
+        for (labelled, said), count in sorted(table.items()):
+            print(f"    reader {labelled:<13} verdict {said:<13} {count}")
 
 
 def main() -> None:
@@ -225,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,8 +15,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -79,6 +80,10 @@ def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> floa
     return worst
 
 
+def silent(_: str) -> None:
+    """Takes what our tools say."""
+
+
 class Bench:
     """Runs both sides and keeps the table."""
 
@@ -120,12 +125,13 @@ class Bench:
             encoding="utf-8",
         )
 
-    def theirs(self, script: str, *arguments: object) -> None:
+    def theirs(self, *arguments: object) -> None:
         """One of their tools."""
         environment = dict(os.environ)
         folders = [self.scripts, self.scripts / "networks", self.work / "stand_in"]
         environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
-        command = [self.python, str(self.scripts / "networks" / f"{script}.py"), *map(str, arguments)]
+        script, *rest = map(str, arguments)
+        command = [self.python, str(self.scripts / "networks" / f"{script}.py"), *rest]
         done = subprocess.run(command, env=environment, cwd=self.scripts, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{script} failed:\n{done.stderr[-3000:]}")
@@ -183,14 +189,20 @@ def resizing(bench: Bench) -> None:
     work = bench.work
     for kind, layers in (("sd1", SD1), ("sdxl", SDXL)):
         file = lora(work / f"{kind}_r.safetensors", layers, 16, 8.0, 1, VERSIONS[kind])
-        for method, value in ((None, None), ("sv_ratio", 5.0), ("sv_fro", 0.9), ("sv_cumulative", 0.7)):
+        chosen: tuple[tuple[Any, float | None], ...] = (
+            (None, None),
+            ("sv_ratio", 5.0),
+            ("sv_fro", 0.9),
+            ("sv_cumulative", 0.7),
+        )
+        for method, value in chosen:
             ours, theirs = work / "r_ours.safetensors", work / "r_theirs.safetensors"
             given = ["--dynamic_method", method, "--dynamic_param", value] if method else []
             bench.theirs(
                 *("resize_lora", "--model", file, "--save_to", theirs, "--new_rank", 6, "--new_conv_rank", 4),
                 *("--save_precision", "float", "--device", "cpu", *given),
             )
-            resize(file, ours, 6, conv_rank=4, method=method, parameter=value, precision="float", say=str)  # type: ignore[arg-type]
+            resize(file, ours, 6, conv_rank=4, method=method, parameter=value, precision="float", say=silent)
             bench.row(f"{kind} {method or 'fixed rank'}", difference(deltas(ours), deltas(theirs)), EXACT)
             shapes = [{k: t.shape for k, t in load_file(path).items()} for path in (ours, theirs)]
             if shapes[0] != shapes[1]:
@@ -219,7 +231,7 @@ def merging(bench: Bench) -> None:
                 *(script, "--models", *files, "--ratios", 0.7, -0.4, "--save_to", theirs),
                 *("--precision", "float", "--save_precision", "float", *flags),
             )
-            merge(files, [0.7, -0.4], ours, method=method, precision="float", say=str)  # type: ignore[arg-type]
+            merge(files, [0.7, -0.4], ours, method=method, precision="float", say=silent)
             bench.row(f"{kind} {method}", difference(deltas(ours), deltas(theirs)), EXACT)
             keys = (
                 MINIMUM if method == "sum" else MINIMUM[:2]
@@ -231,7 +243,7 @@ def merging(bench: Bench) -> None:
             *("svd_merge_lora", "--models", *files, "--ratios", 0.7, -0.4, "--save_to", theirs),
             *("--precision", "float", "--save_precision", "float", "--new_rank", 6, "--new_conv_rank", 4),
         )
-        merge(files, [0.7, -0.4], ours, method="svd", rank=6, conv_rank=4, precision="float", say=str)
+        merge(files, [0.7, -0.4], ours, method="svd", rank=6, conv_rank=4, precision="float", say=silent)
         bench.row(f"{kind} svd (clamped at a quantile)", difference(deltas(ours), deltas(theirs)), CLAMPED)
 
 
@@ -259,7 +271,7 @@ def models(bench: Bench, sd15: Path | None) -> None:
             *(script, flag, model, "--models", file, "--ratios", 0.8, "--save_to", theirs),
             *("--precision", "float", "--save_precision", "float"),
         )
-        merge_into(model, [file], [0.8], ours, precision="float", say=str)
+        merge_into(model, [file], [0.8], ours, precision="float", say=silent)
         with safe_open(ours, framework="pt") as one, safe_open(theirs, framework="pt") as two:
             common = set(one.keys()) & set(two.keys())
             worst = max(
@@ -281,13 +293,13 @@ def models(bench: Bench, sd15: Path | None) -> None:
                 ),
                 *("--dim", 8, "--conv_dim", 8, "--save_precision", "float", "--min_diff", 1e-6),
             )
-            extract(model, ours, ext[0], 8, conv_rank=8, precision="float", min_diff=1e-6, say=str)
+            extract(model, ours, ext[0], 8, conv_rank=8, precision="float", min_diff=1e-6, say=silent)
         else:
             bench.theirs(
                 *("flux_extract_lora", "--model_org", model, "--model_tuned", ours, "--save_to", ext[1]),
                 *("--dim", 8, "--save_precision", "float"),
             )
-            extract(model, ours, ext[0], 8, precision="float", say=str)
+            extract(model, ours, ext[0], 8, precision="float", say=silent)
         one, two = deltas(ext[0]), deltas(ext[1])
         if one.keys() == two.keys():
             # Layers that do not differ are noise on both sides.
@@ -315,7 +327,7 @@ def converting(bench: Bench) -> None:
         "--dst_path",
         theirs,
     )
-    convert(file, ours, "diffusers", say=str)
+    convert(file, ours, "diffusers", say=silent)
     bench.row("to diffusers' names", difference(deltas(ours), deltas(theirs)), EXACT)
     back = work / "c_back.safetensors"
     bench.theirs(
@@ -329,7 +341,7 @@ def converting(bench: Bench) -> None:
         "--dst_path",
         back,
     )
-    convert(theirs, ours, "kohya", say=str)
+    convert(theirs, ours, "kohya", say=silent)
     bench.row("back to Kohya's", difference(deltas(ours), deltas(back)), EXACT)
 
 
@@ -346,7 +358,7 @@ def main() -> None:
         work = (options.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(options.scripts.resolve(), options.python, work)
-        parts = {
+        parts: dict[str, Callable[[], None]] = {
             "resize": lambda: resizing(bench),
             "merge": lambda: merging(bench),
             "convert": lambda: converting(bench),

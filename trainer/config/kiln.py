@@ -69,3 +69,19 @@ class KilnFields(Section):
     ] = 0
     """Epochs that the LoRA network weights were trained for: names of files that are saved after an epoch
     count on from there. Without network weights it has no effect."""
+
+    skip_verdict: Annotated[
+        bool,
+        Ui(
+            tab="Advanced",
+            section="LoRA Kiln",
+            label="No verdict while training",
+            widget="checkbox",
+            effect="adapted",
+            reason="Kohya has no such setting and measures nothing.",
+            sd_scripts_arg=None,
+            since="2026-11-22",
+        ),
+    ] = False
+    """Do not measure the LoRA at each save for Review's verdict, which takes at most 3 percent of the training's
+    time. The result is the same either way, and files can be measured later."""

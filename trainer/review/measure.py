@@ -195,7 +195,7 @@ def _of_file(path: Path) -> dict[str, Any]:
     from trainer.review.signals import weight_figures
     from trainer.tools import _lora
 
-    figures = weight_figures(_lora.read(path))
+    figures = weight_figures(_lora.read(path).pairs)
     return {"norm": figures.norm, "stable_rank": figures.stable_rank, "blocks": figures.blocks}
 
 
@@ -229,8 +229,9 @@ class _Bench:
     """The base model with everything that a run's files are measured on."""
 
     def __init__(self, run: RunFolder, config: KohyaConfig, base: Path, emit: Emit, pictures: int) -> None:
-        from trainer import devices, memory, plugins, runner
+        from trainer import devices, memory, plugins
         from trainer.data import folder
+        from trainer.data.dataset_config import apply_dataset_config
         from trainer.objectives import objective_for
         from trainer.prompts import SamplePrompt
         from trainer.review import probe
@@ -249,7 +250,7 @@ class _Bench:
             seeds=(),
             folder=run.folder,
         )
-        job = runner.apply_dataset_config(self.grid.job())
+        job = apply_dataset_config(self.grid.job())
         self.job = job.with_config(cache_latents=False, cache_latents_to_disk=False)
         dataset = folder.scan(self.job)
         self.device = devices.choose()
@@ -263,7 +264,7 @@ class _Bench:
         self.material = probe.prepare(dataset, self.family, None, pictures=pictures)
         self.swap = memory.prepare(self.family, self.job, self.device, say)
         objective = objective_for(self.job).prepare(self.job, self.device)
-        self.probe = probe.Probe(self.family, objective, self.material, autocast=self.autocast)
+        self.probe: Any = probe.Probe(self.family, objective, self.material, autocast=self.autocast)
         indices = [index for batch in self.material.batches for index in batch.pictures]
         self.training_files = [dataset.pictures[index].path for index in indices]
         self.captions = [dataset.pictures[index].caption for index in indices]

@@ -80,9 +80,9 @@ def trigger_of(captions: Sequence[str], class_tokens: str | None) -> str:
     wanted = 0.9 * len(captions)
     for word in re.findall(r"\w+", (class_tokens or "").lower()):
         if counts[word] >= wanted:
-            return word
+            return str(word)
     first = re.findall(r"\w+", captions[0].lower()) if captions else []
-    return next((word for word in first if counts[word] >= wanted), "")
+    return str(next((word for word in first if counts[word] >= wanted), ""))
 
 
 def without_trigger(caption: str, trigger: str) -> str:
@@ -212,11 +212,16 @@ class Probe:
 
     @torch.no_grad()
     def measure(self, network: Network | None) -> Figures:
-        """Losses with the network at strength 1; None stands for the base model.
+        """Losses with the network at its strength; None stands for the base model.
 
-        The base is measured first, once. Modes and the global generators are as before afterwards; the caller
-        has dropouts off and the multiplier at 1, and gets it back so.
+        The base is measured first, once. The caller has dropouts off and, for the base, the multiplier at 1.
         """
+        base = self.measure_base(network)
+        return base if network is None else self._measure(is_base=False)
+
+    @torch.no_grad()
+    def measure_base(self, network: Network | None) -> Figures:
+        """Losses of the base model: those with ``network``, if one is attached, switched off."""
         if self.base is None:
             if network is not None:
                 network.set_multiplier(0.0)
@@ -225,7 +230,7 @@ class Probe:
             finally:
                 if network is not None:
                     network.set_multiplier(1.0)
-        return self.base if network is None else self._measure(is_base=False)
+        return self.base
 
     def _measure(self, *, is_base: bool) -> Figures:
         own, other, plain, held, moved = ([0.0] * len(self.levels) for _ in range(5))

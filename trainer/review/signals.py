@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from trainer.tools import _lora
-from trainer.tools._lora import Lora, Pair
+from trainer.tools._lora import Pair
 
 __all__ = [
     "PictureFigures",
@@ -75,11 +75,11 @@ def block_of(stem: str) -> str:
     return "middle" if re.match(r"lora_unet_(mid|middle)_block", stem) else "input layers"
 
 
-def weight_figures(lora: Lora) -> WeightFigures:
-    """Norms and spectra of a file's weight changes."""
+def weight_figures(pairs: Mapping[str, Pair]) -> WeightFigures:
+    """Norms and spectra of weight changes, by Kohya's key stem."""
     blocks: dict[str, float] = {}
     ranks: list[float] = []
-    for stem, pair in lora.pairs.items():
+    for stem, pair in pairs.items():
         norm, rank = sizes_of_layer(pair)
         blocks[block_of(stem)] = blocks.get(block_of(stem), 0.0) + norm**2
         if rank:
@@ -125,7 +125,8 @@ def _pixels(picture: Image.Image | Path) -> Floats:
     if longest != SIDE_PX:
         size = tuple(max(1, round(side * SIDE_PX / longest)) for side in picture.size)
         picture = picture.resize((size[0], size[1]), Image.Resampling.LANCZOS)
-    return np.asarray(picture, dtype=np.float32) / 255
+    found: Floats = np.asarray(picture, dtype=np.float32) / np.float32(255)
+    return found
 
 
 def picture_figures(pictures: Iterable[Image.Image | Path]) -> PictureFigures:

@@ -1,35 +1,103 @@
 """Undertrained, good or overtrained: from the measures of a run's checkpoints, with reasons.
 
-Axes: none; all numbers are those of `trainer.review.measure`.
+Each signal is a number per checkpoint with a limit; the limits were set on runs in the demo world
+(tests/benchmarks/verdict.py prints how well they do on other runs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trainer.review.measure import Measures
+from trainer.errors import ConfigError
+from trainer.review.measure import Measure, Measures
 
-__all__ = ["Kind", "Signal", "Verdict", "judge", "kinds"]
+__all__ = ["LIMITS", "Kind", "Signal", "Verdict", "judge", "kinds", "lines"]
 
 Kind = Literal["undertrained", "good", "overtrained"]
+Direction = Literal["higher is better", "lower is better", "informs"]
+
+UPPER = (0.3, 0.95)
+"""Noise levels at which shapes and layout are decided; below, only grain is."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """When a signal speaks against a checkpoint."""
+
+    label: str
+    direction: Direction
+    value: float
+    kind: Kind
+    """What a checkpoint beyond it is."""
+    why: str
+    """What it means to be beyond it, for a sentence."""
+    fine: str
+    """What it means not to be."""
+
+
+LIMITS: Mapping[str, Limit] = {
+    "learnt": Limit(
+        "Learnt from the training pictures",
+        "higher is better",
+        0.2,
+        "undertrained",
+        "its training pictures are hardly easier to it than to the base model",
+        "its training pictures are easier to it than to the base model",
+    ),
+    "moved": Limit(
+        "Change without the trigger word",
+        "lower is better",
+        1.0,
+        "overtrained",
+        "it changes what the model makes of captions without the trigger word as well",
+        "captions without the trigger word give much the same as before",
+    ),
+    "follows": Limit(
+        "Captions still matter",
+        "higher is better",
+        0.5,
+        "overtrained",
+        "captions matter less to it than to the base model",
+        "captions matter to it as much as before",
+    ),
+    "colours": Limit(
+        "Colours and contrast against the training pictures",
+        "lower is better",
+        0.45,
+        "overtrained",
+        "the colours and contrast of its pictures are not those of the training pictures",
+        "its pictures have the colours and contrast of the training pictures",
+    ),
+    "detail": Limit(
+        "Fine detail against the training pictures",
+        "lower is better",
+        0.7,
+        "overtrained",
+        "its pictures are much coarser or smoother than the training pictures",
+        "its pictures are as detailed as the training pictures",
+    ),
+}
+"""In the order in which they are shown. A checkpoint beyond a limit is what the limit says; overtrained goes first."""
 
 
 @dataclass(frozen=True)
 class Signal:
-    """One thing that was looked at, step by step."""
+    """One thing that was looked at, checkpoint by checkpoint."""
 
     name: str
     label: str
     values: Mapping[int, float]
     """By step."""
     limit: float | None
-    """Where it turns against a checkpoint; None where it only informs."""
-    direction: Literal["higher is better", "lower is better", "informs"]
+    """Where it speaks against a checkpoint; None where it only informs."""
+    direction: Direction
     says: Kind | None
-    """What the last value says; None where it only informs."""
+    """What its value at the file to keep says; None where it only informs."""
     reason: str
+    """One sentence about that value."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +108,279 @@ class Verdict:
     """Of its last checkpoint."""
     sentence: str
     steps: tuple[int, int] | None
-    """First and last step that are good; None where none is."""
+    """First and last step of the good checkpoints; None where none is."""
     file: str | None
-    """The file to keep."""
+    """Name of the file to keep."""
     signals: tuple[Signal, ...]
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def _mean(levels: Sequence[float], values: Sequence[float]) -> float:
+    low, high = UPPER
+    kept = [value for level, value in zip(levels, values, strict=True) if low <= level <= high]
+    return sum(kept) / len(kept) if kept else math.nan
+
+
+def _learnt(point: Measure, measures: Measures) -> float:
+    """Share of the base model's loss on training pictures that is gone."""
+    base = measures.base
+    if base is None or not point.own:
+        return math.nan
+    return _mean(base.levels, [1 - mine / was for mine, was in zip(point.own, base.own, strict=True)])
+
+
+def _moved(point: Measure, measures: Measures) -> float:
+    """How far predictions without the trigger word went, against the base model's error."""
+    if not point.moved:
+        return math.nan
+    return math.sqrt(max(0.0, _mean(point.levels, point.moved)))
+
+
+def _follows(point: Measure, measures: Measures) -> float:
+    """What a wrong caption costs, against what it costs the base model."""
+    base = measures.base
+    if base is None or not point.other:
+        return math.nan
+    now = [wrong / own - 1 for wrong, own in zip(point.other, point.own, strict=True)]
+    was = [wrong / own - 1 for wrong, own in zip(base.other, base.own, strict=True)]
+    usual = _mean(base.levels, was)
+    return _mean(base.levels, now) / usual if usual > 0.01 else math.nan
+
+
+def _against(name: str) -> Callable[[Measure, Measures], float]:
+    def compare(point: Measure, measures: Measures) -> float:
+        mine, theirs = point.pictures.get(name), measures.training.get(name)
+        if mine is None or theirs is None:
+            return math.nan
+        return abs(math.log((mine + 0.004) / (theirs + 0.004)))
+
+    return compare
+
+
+def _colours(point: Measure, measures: Measures) -> float:
+    """Largest departure of saturation and contrast, as the size of a natural logarithm."""
+    return max(_against("saturation")(point, measures), _against("contrast")(point, measures))
+
+
+_NUMBERS: Mapping[str, Callable[[Measure, Measures], float]] = {
+    "learnt": _learnt,
+    "moved": _moved,
+    "follows": _follows,
+    "colours": _colours,
+    "detail": _against("detail"),
+}
+
+
+def _is_beyond(name: str, value: float) -> bool:
+    limit = LIMITS[name]
+    if math.isnan(value):
+        return False
+    return value < limit.value if limit.direction == "higher is better" else value > limit.value
+
+
+def _excess(name: str, value: float) -> float:
+    """How far a value lies on the wrong side of its limit, as a share; negative on the right side."""
+    limit = LIMITS[name]
+    if math.isnan(value):
+        return 0.0
+    away = limit.value - value if limit.direction == "higher is better" else value - limit.value
+    return away / limit.value
+
+
+# --- verdicts -----------------------------------------------------------------------------------
+
+
+def _values(measures: Measures) -> dict[str, list[float]]:
+    return {name: [number(point, measures) for point in measures.points] for name, number in _NUMBERS.items()}
 
 
 def kinds(measures: Measures) -> list[Kind]:
     """What each checkpoint is."""
-    return ["good" for _ in measures.points]
+    values = _values(measures)
+    found: list[Kind] = []
+    for place in range(len(measures.points)):
+        beyond = {LIMITS[name].kind for name in LIMITS if _is_beyond(name, values[name][place])}
+        found.append(next((kind for kind in ("overtrained", "undertrained") if kind in beyond), "good"))
+    return found
 
 
 def judge(measures: Measures) -> Verdict:
-    """The verdict on a run."""
-    return Verdict("good", "", None, None, ())
+    """The verdict on a run.
+
+    Raises:
+        ConfigError: Too little is known: neither losses nor pictures.
+    """
+    values = _values(measures)
+    points = measures.points
+    if not points or all(math.isnan(value) for each in values.values() for value in each):
+        why = f" ({'; '.join(measures.missing)})" if measures.missing else ""
+        raise ConfigError(
+            "there is nothing to judge this run by: its base model and training pictures are needed, "
+            f"or samples at the steps of its files{why}"
+        )
+    told = kinds(measures)
+    good = [place for place, kind in enumerate(told) if kind == "good"]
+    steps = (points[good[0]].step, points[good[-1]].step) if good else None
+    chosen = _chosen(values, told, good)
+    kept = points[chosen].file or None
+    return Verdict(
+        kind=told[-1],
+        sentence=_sentence(measures, told, steps, chosen, values),
+        steps=steps,
+        file=kept,
+        signals=_signals(measures, values, chosen),
+    )
+
+
+def _chosen(values: Mapping[str, Sequence[float]], told: Sequence[Kind], good: Sequence[int]) -> int:
+    """The checkpoint to keep: of the good ones the one farthest from every limit; else the least wrong."""
+
+    def worst(place: int) -> float:
+        return max(_excess(name, values[name][place]) for name in LIMITS)
+
+    return min(good or range(len(told)), key=worst)
+
+
+def _sentence(
+    measures: Measures,
+    told: Sequence[Kind],
+    steps: tuple[int, int] | None,
+    chosen: int,
+    values: Mapping[str, Sequence[float]],
+) -> str:
+    points = measures.points
+    file = points[chosen].file
+    keep = f": keep {file}" if file else ""
+    why = [
+        LIMITS[name].why
+        for name in LIMITS
+        if LIMITS[name].kind == told[-1] and _is_beyond(name, values[name][-1])
+    ]
+    reason = f", because {' and '.join(why[:2])}" if why else ""
+    if told[-1] == "good":
+        where = f"from step {steps[0]} on" if steps and steps[0] != steps[1] else f"at step {points[-1].step}"
+        return f"Good {where}{keep}."
+    if told[-1] == "undertrained":
+        before = (
+            f" It was good at step {steps[1]}{keep}."
+            if steps
+            else f" Go on training{keep.replace('keep', 'go on from')}."
+        )
+        return f"Undertrained at step {points[-1].step}{reason}.{before}"
+    if steps:
+        where = f"from step {steps[0]} to {steps[1]}" if steps[0] != steps[1] else f"at step {steps[0]}"
+        return f"Overtrained at step {points[-1].step}{reason}. It was good {where}{keep}."
+    return (
+        f"Overtrained at step {points[-1].step}{reason}, and no file is good: train again with a lower "
+        f"learning rate, or save more often. The least wrong is {file or f'step {points[chosen].step}'}."
+    )
+
+
+def _signals(measures: Measures, values: Mapping[str, Sequence[float]], chosen: int) -> tuple[Signal, ...]:
+    points = measures.points
+    found = []
+    for name, limit in LIMITS.items():
+        known = {
+            point.step: value
+            for point, value in zip(points, values[name], strict=True)
+            if not math.isnan(value)
+        }
+        if not known:
+            continue
+        value = values[name][chosen]
+        beyond = _is_beyond(name, value)
+        found.append(
+            Signal(
+                name=name,
+                label=limit.label,
+                values=known,
+                limit=limit.value,
+                direction=limit.direction,
+                says=None if math.isnan(value) else limit.kind if beyond else "good",
+                reason=(limit.why if beyond else limit.fine) + f" ({value:.2f}, limit {limit.value:g})",
+            )
+        )
+    return (*found, *_informing(measures))
+
+
+def _informing(measures: Measures) -> list[Signal]:
+    """What is shown and decides nothing."""
+    points, base = measures.points, measures.base
+    rows: list[tuple[str, str, dict[int, float], str]] = [
+        ("norm", "Size of the weights", {p.step: p.norm for p in points}, "grows as long as the run learns"),
+        (
+            "stable_rank",
+            "Directions in use",
+            {p.step: p.stable_rank for p in points},
+            "how many directions of its rank a layer uses, on average",
+        ),
+    ]
+    if base is not None:
+        if base.plain:
+            rows.append(
+                (
+                    "token",
+                    "What the trigger word adds",
+                    {
+                        p.step: _mean(base.levels, [a / b - 1 for a, b in zip(p.plain, p.own, strict=True)])
+                        for p in points
+                        if p.plain
+                    },
+                    "loss without the trigger word over that with it: above 0 the word has been learnt",
+                )
+            )
+        if base.held:
+            rows.append(
+                (
+                    "held",
+                    "Learnt on pictures that were not trained",
+                    {
+                        p.step: _mean(
+                            base.levels, [1 - a / b for a, b in zip(p.held, base.held, strict=True)]
+                        )
+                        for p in points
+                        if p.held
+                    },
+                    "falls where training pictures are learnt by heart",
+                )
+            )
+    for name, label, reason in (
+        ("diversity", "Difference between seeds", "near 0, every seed gives the same picture"),
+        ("nearest", "Distance to the nearest training picture", "far below 1, pictures are copied"),
+        ("clipped", "Clipped values", "share of the pictures that is black or burnt out"),
+    ):
+        rows.append((name, label, {p.step: p.pictures[name] for p in points if name in p.pictures}, reason))
+    strengths = points[-1].strengths
+    if strengths and base is not None:
+        rows.append(
+            (
+                "strengths",
+                "Learnt at other strengths, in percent of full strength",
+                {
+                    round(float(text) * 100): _mean(
+                        base.levels, [1 - a / b for a, b in zip(own, base.own, strict=True)]
+                    )
+                    for text, own in strengths.items()
+                },
+                "more at a lower strength than at full strength says that the LoRA is too strong",
+            )
+        )
+    return [
+        Signal(name, label, values, None, "informs", None, reason)
+        for name, label, values, reason in rows
+        if values
+    ]
+
+
+def lines(measures: Measures, verdict: Verdict) -> list[str]:
+    """The verdict as text: the sentence, what each checkpoint is, the signals with their values."""
+    found = [verdict.sentence, ""]
+    for point, kind in zip(measures.points, kinds(measures), strict=True):
+        found.append(f"step {point.step:>6}  {kind:<13} {point.file}")
+    for signal in verdict.signals:
+        values = ", ".join(f"{step}: {value:.3g}" for step, value in signal.values.items())
+        limit = "" if signal.limit is None else f" (limit {signal.limit:g}, {signal.direction})"
+        found += ["", f"{signal.label}{limit}", f"  {values}", f"  {signal.reason}"]
+    return [*found, *(f"not measured: {each}" for each in measures.missing)]

@@ -1,0 +1,127 @@
+"""From measures to a verdict: which signal speaks, which file is kept, what is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainer.errors import ConfigError
+from trainer.review.measure import Measure, Measures, read_measures, write_measures
+from trainer.review.probe import choose, trigger_of, without_trigger
+from trainer.review.verdict import LIMITS, judge, kinds, lines
+
+LEVELS = (0.4, 0.8)
+BASE = Measure(
+    step=0, file="", norm=0, stable_rank=0, levels=LEVELS, own=(0.2, 0.1), other=(0.3, 0.2), moved=(0, 0)
+)
+TRAINING = {"saturation": 0.4, "contrast": 0.2, "clipped": 0.01, "detail": 0.02}
+
+
+def point(step: int, learnt: float, moved: float = 0.1, gap: float = 1.0, **figures: float) -> Measure:
+    """A checkpoint that took this share of the base's loss away.
+
+    ``gap`` is what a wrong caption costs it, as a multiple of what it costs the base.
+    """
+    own = tuple(loss * (1 - learnt) for loss in BASE.own)
+    usual = [wrong / right - 1 for wrong, right in zip(BASE.other, BASE.own, strict=True)]
+    other = tuple(loss * (1 + gap * each) for loss, each in zip(own, usual, strict=True))
+    return Measure(
+        step=step,
+        file=f"run-step{step:08d}.safetensors",
+        norm=float(step),
+        stable_rank=2.0,
+        levels=LEVELS,
+        own=own,
+        other=other,
+        moved=(moved**2, moved**2),
+        pictures={**TRAINING, **figures},
+    )
+
+
+def of(*points: Measure) -> Measures:
+    """A run."""
+    return Measures(base=BASE, points=points, training=TRAINING, trigger="tok")
+
+
+def test_a_run_from_raw_to_burnt() -> None:
+    enough, far = LIMITS["learnt"].value * 1.5, LIMITS["moved"].value * 2
+    run = of(point(100, 0.02), point(200, enough), point(300, enough, 0.2), point(400, 0.9, far))
+    assert kinds(run) == ["undertrained", "good", "good", "overtrained"]
+    found = judge(run)
+    assert found.kind == "overtrained"
+    assert found.steps == (200, 300)
+    assert found.file == "run-step00000200.safetensors"
+    assert found.sentence.startswith(
+        "Overtrained at step 400, because it changes what the model makes of captions"
+    )
+    assert "good from step 200 to 300: keep run-step00000200.safetensors" in found.sentence
+    signal = next(each for each in found.signals if each.name == "moved")
+    assert signal.values == pytest.approx({100: 0.1, 200: 0.1, 300: 0.2, 400: far})
+    assert signal.says == "good"
+    assert signal.limit == LIMITS["moved"].value
+    text = "\n".join(lines(run, found))
+    assert "step    400  overtrained   run-step00000400.safetensors" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("learnt", {"learnt": 0.0}),
+        ("moved", {"moved": 99.0}),
+        ("follows", {"gap": 0.0}),
+        ("colours", {"saturation": 0.99}),
+        ("colours", {"contrast": 0.01}),
+        ("detail", {"detail": 0.001}),
+        ("detail", {"detail": 0.3}),
+    ],
+)
+def test_each_signal_speaks_alone(name: str, values: dict[str, float]) -> None:
+    settings: dict[str, Any] = {"learnt": 0.6, **values}
+    run = of(point(100, **settings))
+    found = judge(run)
+    assert found.kind == LIMITS[name].kind
+    assert LIMITS[name].why in found.sentence
+    assert next(each for each in found.signals if each.name == name).says == LIMITS[name].kind
+
+
+def test_what_a_person_is_told() -> None:
+    assert judge(of(point(100, 0.6), point(200, 0.6))).sentence == (
+        "Good from step 100 on: keep run-step00000100.safetensors."
+    )
+    raw = judge(of(point(100, 0.0)))
+    assert raw.sentence.endswith("Go on training: go on from run-step00000100.safetensors.")
+    assert raw.steps is None
+    burnt = judge(of(point(100, 0.6, moved=50.0), point(200, 0.6, moved=99.0)))
+    assert "lower learning rate" in burnt.sentence
+    assert burnt.file == "run-step00000100.safetensors"
+
+
+def test_without_losses_pictures_decide_and_without_both_nothing_does() -> None:
+    bare = Measure(step=1, file="a", norm=1, stable_rank=1)
+    with pytest.raises(ConfigError, match="nothing to judge"):
+        judge(Measures(base=None, points=(bare,), missing=("losses: no pictures",)))
+    shown = Measure(step=1, file="a", norm=1, stable_rank=1, pictures={**TRAINING, "detail": 0.001})
+    assert judge(Measures(base=None, points=(shown,), training=TRAINING)).kind == "overtrained"
+
+
+def test_measures_are_kept(tmp_path: Path) -> None:
+    run = of(point(100, 0.5), point(200, 0.6))
+    write_measures(tmp_path / "measures.json", run)
+    assert read_measures(tmp_path / "measures.json") == run
+    (tmp_path / "measures.json").write_text('{"version": 0}', encoding="utf-8")
+    assert read_measures(tmp_path / "measures.json") is None
+    assert read_measures(tmp_path / "no.json") is None
+
+
+def test_the_trigger_is_found_and_taken_out() -> None:
+    captions = ["k1ln person, blue background", "a photo of K1LN person in red"]
+    assert trigger_of(captions, "k1ln person") == "k1ln"
+    assert trigger_of(captions, None) == "k1ln"
+    assert trigger_of(["red", "blue"], "k1ln") == ""
+    assert without_trigger(captions[0], "k1ln") == "person, blue background"
+    assert without_trigger(captions[1], "k1ln") == "a photo of person in red"
+    assert choose(5, 8) == [0, 1, 2, 3, 4]
+    assert choose(100, 3) == [0, 50, 99]
+    assert choose(9, 1) == [0]
