@@ -16,7 +16,6 @@ __all__ = ["KINDS", "load"]
 
 KINDS: dict[str, str] = {
     "captions": "app.captions",
-    "captions": "app.captions",
     "grid": "app.grids",
     "tool": "app.tool_works",
 }
