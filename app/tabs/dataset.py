@@ -66,7 +66,7 @@ def _markup(models: str) -> str:
         + _field("Token: a word that the model does not know", "token", "j4n3d03")
         + _field("Class: what it is", "class", "person")
         + _field("Repeats", "repeats", "400 / pictures", "number")
-        + _field("Where the project goes", "place", "", browse=True)
+        + _field("Where the project goes", "place", "projects", browse=True)
         + _button("Make the project", "project", kind="primary")
         + '<p id="dataset-token-words" role="status"></p></form></details>'
         '<details><summary>Dataset preparation, as in Kohya</summary><form id="dataset-prepare" class="kiln-form" '

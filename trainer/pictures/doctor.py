@@ -35,6 +35,8 @@ SAME_SHARE = 0.6
 SECOND_FACE = 0.45
 """A face of this share of the largest one's width is a second person, smaller ones are passers-by."""
 ENOUGH_FOR_VARIETY = 8
+MOST_COMPARED = 500
+"""Pictures whose backgrounds are compared with each other; of more, as many spread evenly."""
 
 KINDS: Mapping[str, str] = {
     "broken": "Cannot be read",
@@ -202,10 +204,10 @@ def _borders(name: str, one: Measure) -> list[Finding]:
     return found
 
 
-def _distance(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Bits that differ, for all pairs."""
-    bits: npt.NDArray[np.int64] = np.bitwise_count(one[:, None] ^ other[None, :]).astype(np.int64)
-    return bits
+def _are_near(one: npt.NDArray[np.uint64], others: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Whether both hashes of a picture differ little from those of each of the others."""
+    found: npt.NDArray[np.bool_] = (np.bitwise_count(one[None, :] ^ others) <= NEAR_BITS).all(axis=1)
+    return found
 
 
 def _duplicates(good: Mapping[str, Measure]) -> list[Finding]:
@@ -234,22 +236,24 @@ def _near(names: Sequence[str], good: Mapping[str, Measure]) -> list[Finding]:
         return []
     plain = np.array([good[name].hashes for name in names], dtype=np.uint64)
     turned = np.array([good[name].mirrored_hashes for name in names], dtype=np.uint64)
-    near = (_distance(plain[:, 0], plain[:, 0]) <= NEAR_BITS) & (
-        _distance(plain[:, 1], plain[:, 1]) <= NEAR_BITS
-    )
-    mirrored = (_distance(plain[:, 0], turned[:, 0]) <= NEAR_BITS) & (
-        _distance(plain[:, 1], turned[:, 1]) <= NEAR_BITS
-    )
-    found = []
+    found: list[Finding] = []
+    grouped: set[int] = set()
     for index, name in enumerate(names):
-        for other in np.flatnonzero((near | mirrored)[index]).tolist():
-            if other <= index:
+        if index in grouped:
+            continue
+        here, group = _tiny(good[name]), [name]
+        near, mirrored = _are_near(plain[index], plain), _are_near(plain[index], turned)
+        for other in np.flatnonzero(near | mirrored).tolist():
+            if other <= index or other in grouped:
                 continue
-            one, two = _tiny(good[name]), _tiny(good[names[other]])
-            if near[index, other] and _differ(one, two) <= NEAR_GREY:
-                found.append(_pair("look nearly the same", name, names[other], good))
-            elif mirrored[index, other] and _differ(one, two[:, ::-1]) <= NEAR_GREY:
-                found.append(_pair("show the same, one of them mirrored", name, names[other], good))
+            there = _tiny(good[names[other]])
+            if near[other] and _differ(here, there) <= NEAR_GREY:
+                group.append(names[other])
+                grouped.add(other)
+            elif mirrored[other] and _differ(here, there[:, ::-1]) <= NEAR_GREY:
+                found.append(_alike("show the same, one of them mirrored", [name, names[other]], good))
+        if len(group) > 1:
+            found.append(_alike("look nearly the same", group, good))
     return found
 
 
@@ -262,17 +266,16 @@ def _differ(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> flo
     return float(np.abs((one - one.mean()) - (other - other.mean())).mean())
 
 
-def _pair(words: str, one: str, other: str, good: Mapping[str, Measure]) -> Finding:
-    def pixels(name: str) -> int:
-        return good[name].size[0] * good[name].size[1]
-
-    worse = other if pixels(other) <= pixels(one) else one
+def _alike(words: str, group: Sequence[str], good: Mapping[str, Measure]) -> Finding:
+    best = max(group, key=lambda name: good[name].size[0] * good[name].size[1])
+    worse = tuple(name for name in group if name != best)
+    shown = " and ".join(group) if len(group) < 4 else f"{', '.join(group[:3])} and {len(group) - 3} more"
     return Finding(
         "near",
         "note",
-        f"{one} and {other} {words}: the LoRA may learn that one moment by heart",
-        (one, other),
-        (Repair("exclude", (worse,), label=f"Leave out {worse}"),),
+        f"{shown} {words}: the LoRA may learn that one moment by heart",
+        tuple(group),
+        (Repair("exclude", worse, label=f"Keep {best} alone"),),
     )
 
 
@@ -337,7 +340,7 @@ def _variety(good: Mapping[str, Measure], person: bool) -> list[Finding]:
     for kind, word, values in sets:
         if len(values) < ENOUGH_FOR_VARIETY:
             continue
-        names = list(values)
+        names = list(values)[:: max(1, len(values) // MOST_COMPARED)]
         points = np.array([values[name] for name in names]).reshape(len(names), -1, 3)
         distances = np.linalg.norm(points[:, None] - points[None, :], axis=-1).mean(axis=-1)
         close = distances < SAME_COLOUR
