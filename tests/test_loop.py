@@ -79,6 +79,32 @@ def test_a_run_leaves_what_kohya_leaves_and_the_journal_tells_all(tmp_path: Path
     assert metadata["ss_num_train_images"] == "8"
 
 
+def test_norms_are_held_down_after_the_last_update_too(tmp_path: Path) -> None:
+    limit = 0.02
+    outcome, _ = train(
+        tmp_path,
+        scale_weight_norms=limit,
+        max_train_steps=3,
+        learning_rate=0.05,
+        unet_lr=0.05,
+        text_encoder_lr=0.05,
+        save_precision="float",
+    )
+    assert outcome.path is not None
+    saved = load_file(outcome.path)
+    norms = []
+    for name, down in saved.items():
+        if name.endswith("lora_down.weight"):
+            up, alpha = (
+                saved[name.replace("lora_down", "lora_up")],
+                saved[name.replace("lora_down.weight", "alpha")],
+            )
+            scale = float(alpha) / len(down)
+            norms.append(float((up.flatten(1).double() @ down.flatten(1).double() * scale).norm()))
+    assert max(norms) <= limit * (1 + 1e-4)
+    assert sum(norm > limit * 0.99 for norm in norms) > len(norms) / 2, "the limit is felt"
+
+
 def test_tensorboard_has_kohyas_tags(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -178,14 +178,14 @@ class Run:
 
         for batch, drawn in self.loader.epoch_with(epoch, skip, draw):
             losses.append(self._micro_step(batch, drawn, place(index)))
-            if self.job.config.scale_weight_norms:
-                extra |= self.network.apply_max_norm(self.job.config.scale_weight_norms)
             index += 1
             if index % accumulation and index < batches:
                 continue
             if self.processes.count > 1:
                 self._share(losses)
             lr = self._update()
+            if self.job.config.scale_weight_norms:
+                extra |= self.network.apply_max_norm(self.job.config.scale_weight_norms)
             self.step += 1
             yield Pending(
                 step=self.step,

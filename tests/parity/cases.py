@@ -179,7 +179,7 @@ CASES: Mapping[str, Case] = {
             "conv_dim": 8,
             "conv_alpha": 4,
             "scale_weight_norms": 1.0,
-            "loraplus_lr_ratio": 4.0,
+            "loraplus_lr_ratio": 4,
         },
     ),
     "cosine": Case(
