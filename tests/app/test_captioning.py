@@ -185,7 +185,7 @@ def test_the_programs_own_pictures_stay_and_can_be_copied(session: Session) -> N
         ({"do": "open", "folder": 3, "name": "0.txt"}, "missing"),
         ({"do": "thumbnails", "items": [["/etc", "passwd"]]}, "other folders"),
         ({"do": "plan", "items": "all", "operation": {}}, "which captions"),
-        ({"do": "look", "sent": None}, ""),
+        ({"do": "look", "sent": None}, "settings|configuration|page"),
         ({"do": "start", "values": [], "items": None}, "settings are missing"),
         ({"do": "save", "folder": "", "name": "", "text": "x" * 200_000}, "other folders|too long|missing"),
     ],

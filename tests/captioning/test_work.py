@@ -124,9 +124,12 @@ def test_the_picture_is_described_as_it_is_trained(world: Path, monkeypatch: pyt
     from trainer.pictures import edits
 
     seen: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        Wd14, "describe", lambda self, pictures: [seen.append(picture.size) or "x" for picture in pictures]
-    )
+
+    def describe(self: Wd14, pictures: Any) -> list[str]:
+        seen.extend(picture.size for picture in pictures)
+        return ["x"] * len(pictures)
+
+    monkeypatch.setattr(Wd14, "describe", describe)
     edits.change(world / "10_cat", ["0.png"], lambda _, edit: edits.turn(edit, 1), "turned")
     edits.change(world / "10_cat", ["1.png"], lambda _, edit: edits.Edit(excluded=True), "left out")
     run(work(world))
