@@ -25,8 +25,14 @@ class Page:
 
     def __init__(self, session: Session, folder: Path) -> None:
         self.session, self.folder, self.tasks = session, str(folder), album.Tasks()
-        values = {"train_data_dir": str(folder), "caption_extension": ".txt", "max_resolution": "64,64"}
-        values |= {"min_bucket_reso": 64, "max_bucket_reso": 128, "train_batch_size": 2, "output_dir": "out"}
+        values: dict[str, Any] = {"train_data_dir": str(folder), "caption_extension": ".txt"}
+        values |= {
+            "max_resolution": "64,64",
+            "min_bucket_reso": 64,
+            "max_bucket_reso": 128,
+            "train_batch_size": 2,
+            "output_dir": "out",
+        }
         values |= {"bucket_no_upscale": False, "pretrained_model_name_or_path": "model.safetensors"}
         self.sent = json.dumps({"values": values, "base": "", "origin": ""})
 

@@ -42,10 +42,10 @@ def read_set(folder: Path, detector: Detector) -> list[Look]:
     """The pictures of a folder, as the page takes them."""
     found = []
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS):
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            image.thumbnail((480, 480))
-            pixels = np.asarray(image)
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        image.thumbnail((480, 480))
+        pixels = np.asarray(image)
         faces = detector.find(pixels)
         found.append((pixels, faces[0] if faces else None))
     has_faces = sum(face is not None for _, face in found) >= 0.6 * len(found)
