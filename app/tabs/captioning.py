@@ -6,6 +6,7 @@ fills it in, and `app.captions` answers.
 
 from __future__ import annotations
 
+import html
 import json
 import traceback
 from typing import Any
@@ -140,11 +141,11 @@ def render(session: Session) -> None:
 
     facts = json.dumps(
         {"captioners": server.captioner_facts(), "demo": str(server.DEMO_CAPTIONER)}, separators=(",", ":")
-    ).replace("</", "<\\/")
-    script = f'<script type="application/json" id="cap-data">{facts}</script>'
+    )
+    kept = f'<div id="cap-data" hidden>{html.escape(facts)}</div>'  # gradio warns of script elements
     markup = (TOP + WRITER + EDITOR + TOOLS).replace("{shipped}", SHIPPED).replace("{keys}", KEYS)
     gr.HTML(
-        markup + script,
+        markup + kept,
         js_on_load=CONNECT,
         server_functions=[captions],
         elem_id="captions",
