@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.view import make_thumbnail, row, served, thumbnail_of
-from trainer.review.charts import charts
+from trainer.review.charts import charts, spark
 from trainer.review.grid import GridList
 from trainer.review.keep import Kept
 from trainer.review.run_folder import Checkpoint, Picture, RunFolder
 
-__all__ = ["Seen", "Thumbnails", "kept_html", "run_html"]
+if TYPE_CHECKING:
+    from trainer.review.verdict import Verdict
+
+__all__ = ["Seen", "Thumbnails", "kept_html", "run_html", "verdict_html"]
 
 THUMBNAILS_WITHIN_S = 1.5
 """So long a page waits for thumbnails; pictures without one are shown themselves, and theirs is made meanwhile."""
 MOST_ROWS = 40
+HOW_TO_COMPARE = (
+    "Under each step stands the saved file nearest to it; click its name to choose it. "
+    "Click two pictures to compare them."
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,8 @@ def _head(run: RunFolder, seen: Seen) -> str:
     more = f'<p class="kiln-empty">Other runs in this folder:</p>{row(others)}' if others else ""
     buttons = _button("Save a report", "report") + _button("Load its settings", "settings")
     return (
-        f"<header><h3>{html.escape(run.name)}</h3><span>{html.escape(' · '.join(facts))}</span>"
+        f'<header><h3 class="kiln-asis">{html.escape(run.name)}</h3>'
+        f"{''.join(f'<span>{fact}</span>' for fact in facts)}"
         f"<code>{html.escape(str(run.folder))}</code>{row(buttons)}{more}</header>"
     )
 
@@ -145,13 +154,13 @@ def _timeline(run: RunFolder, thumbnails: Thumbnails) -> str:
             label = f"Step {step}: {each.prompt}"
             cells.append("<td></td>" if picture is None else _cell(picture.path, label, thumbnails))
         prompt = html.escape(each.prompt or "no prompt known")
-        rows.append(f'<tr><th scope="row"><p class="kiln-words">{prompt}</p>{seed}</th>{"".join(cells)}</tr>')
+        rows.append(
+            f'<tr><th scope="row"><p class="kiln-words kiln-asis">{prompt}</p>{seed}</th>{"".join(cells)}</tr>'
+        )
     left_out = len(run.rows) - MOST_ROWS
     note = f'<p class="kiln-empty">{left_out} more prompts are not shown.</p>' if left_out > 0 else ""
     return (
-        "<section><h4>Samples</h4>"
-        '<p class="kiln-empty">Under each step stands the saved file nearest to it; click its name to choose it. '
-        "Click two pictures to compare them.</p>"
+        f'<section><h4>Samples</h4><p class="kiln-empty">{HOW_TO_COMPARE}</p>'
         f'<div class="kiln-timeline"><table><thead><tr><td></td>{"".join(head)}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{note}</section>"
     )
@@ -182,7 +191,7 @@ def _grid(grid: GridList, thumbnails: Thumbnails, is_open: bool) -> str:
             path = column.get((prompt, seed))
             label = f"{_plain_name(file, steps[file], strength)}: {prompt}, seed {seed}"
             cells.append("<td></td>" if path is None else _cell(path, label, thumbnails))
-        words = f'<p class="kiln-words">{html.escape(prompt)}</p><small>seed {seed}</small>'
+        words = f'<p class="kiln-words kiln-asis">{html.escape(prompt)}</p><small>seed {seed}</small>'
         rows.append(f'<tr><th scope="row">{words}</th>{"".join(cells)}</tr>')
     link = f'<a href="{served(grid.sheet)}" target="_blank" rel="noopener">One picture of all</a>'
     return (
@@ -208,9 +217,9 @@ COMPARE = """<section class="kiln-compare" hidden><h4>Compare</h4>
 <div class="stage" style="--cut:50%;--zoom:1;--x:0px;--y:0px"><div class="side right"><img alt=""></div>
 <div class="side left"><img alt=""></div><i class="line" aria-hidden="true"></i></div>
 <div class="captions"><button type="button" class="kiln-small" data-side="left" aria-pressed="false">Left</button>
-<span data-label="left"></span>
+<span class="kiln-asis" data-label="left"></span>
 <button type="button" class="kiln-small" data-side="right" aria-pressed="false">Right</button>
-<span data-label="right"></span></div><div class="sliders">
+<span class="kiln-asis" data-label="right"></span></div><div class="sliders">
 <label>Border between the two <input type="range" data-compare="cut" min="0" max="100" value="50"></label>
 <label>Zoom <input type="range" data-compare="zoom" min="1" max="8" step="0.1" value="1"></label></div></section>"""
 
@@ -266,30 +275,29 @@ def _keep(run: RunFolder, seen: Seen) -> str:
         words = "1 file is in the trash." if count == 1 else f"{count} files are in the trash."
         trash = f'<p class="kiln-empty">{words}</p>' + row(_button("Bring them back", "restore"))
     return (
-        "<section><h4>Keep the chosen file</h4>"
+        '<section><h4>Keep the chosen file</h4><div class="kiln-row">'
         + _field("Final name", "final_name", run.name)
         + _field("Copy it to", "copy_to", "", "models/Lora of a WebUI, models/loras of ComfyUI", browse)
         + away
+        + "</div>"
         + row(_button("Keep", "keep", "primary"))
         + f"{trash}</section>"
     )
 
 
 def _draw(run: RunFolder, seen: Seen) -> str:
-    prompts = run.config.sample_prompts.strip() if run.config else ""
-    if prompts and "\n" not in prompts and prompts.lower().endswith((".txt", ".json", ".toml")):
-        prompts = ""
-    prompts = prompts or "\n".join(dict.fromkeys(each.prompt for each in run.rows if each.prompt))
+    prompts = run.prompt_text or "\n".join(dict.fromkeys(each.prompt for each in run.rows if each.prompt))
     area = html.escape(prompts)
     count = min(6, prompts.count("\n") + 2)
     return (
-        "<section><h4>Draw more pictures</h4>"
+        '<section><h4>Draw more pictures</h4><div class="kiln-row">'
         '<label class="kiln-field wide"><span>Prompts, one a line, with the options of Samples</span>'
         f'<textarea name="prompts" rows="{count}" spellcheck="false">{area}</textarea></label>'
         + _field("LoRA strengths", "strengths", "0.6, 0.8, 1, 1.2")
         + _field("Seeds", "seeds", "", "those of the prompts")
         + _field("Base model", "model", seen.model)
-        + '<label class="kiln-switch"><input type="checkbox" name="with_base" checked> Show the base model too</label>'
+        + '<label class="kiln-switch"><input type="checkbox" name="with_base" checked> '
+        + "Show the base model too</label></div>"
         + row(
             _button("Draw the grid", "grid", "primary")
             + _button("Try the first prompt with the chosen file", "try")
@@ -302,6 +310,7 @@ def _go_on(run: RunFolder) -> str:
     states = "".join(
         _button(f"Resume from {state.path.name} (step {state.step})", "resume", state=state.path.name)
         for state in run.states[::-1][:6]
+        if run.planned_steps is None or state.step < run.planned_steps
     )
     rates = (
         '<label class="kiln-field"><span>Learning rate</span><select name="rate">'
@@ -309,16 +318,58 @@ def _go_on(run: RunFolder) -> str:
         '<option value="undertrained">twice as high</option></select></label>'
     )
     return (
-        "<section><h4>Go on</h4>"
+        '<section><h4>Go on</h4><div class="kiln-row">'
         '<label class="kiln-field"><span>Epochs to add</span>'
         '<input type="number" name="epochs" min="1" max="1000" value="2"></label>'
         + rates
+        + "</div>"
         + row(
             _button("Train the chosen file on", "continue", "primary")
             + _button("Train again from the start", "again")
             + states
         )
         + "</section>"
+    )
+
+
+SAYS = {"undertrained": "Undertrained", "good": "Good", "overtrained": "Overtrained"}
+
+
+def verdict_html(run: RunFolder, verdict: Verdict | None) -> str:
+    """The verdict and every signal behind it; without one, the button that asks for it."""
+    if not run.checkpoints:
+        return ""
+    if verdict is None:
+        words = "Is it over-cooked, and which file is the one? The files are measured, which takes a while."
+        button = row(_button("Judge this run", "judge"))
+        return f'<section><h4>Verdict</h4><p class="kiln-empty">{words}</p>{button}</section>'
+    buttons = ""
+    named = next((each for each in run.checkpoints if each.path.name == verdict.file), None)
+    if named is not None:
+        words = f"Choose {html.escape(named.path.name)}"
+        buttons += f'<label class="kiln-small" for="{_file_id(run, named)}">{words}</label>'
+    if verdict.kind == "undertrained":
+        last = run.checkpoints[-1].path.name
+        buttons += _button("Train the last file on", "continue", file=last, rate="good")
+        buttons += _button("Train again, learning rate twice as high", "again", rate="undertrained")
+    if verdict.kind == "overtrained":
+        buttons += _button("Train again, learning rate half as high", "again", rate="overtrained")
+    buttons += _button("Judge again", "judge")
+    rows = []
+    for signal in verdict.signals:
+        known = {step: each for step, each in signal.values.items() if math.isfinite(each)}
+        value = f"{known[max(known)]:.3g}" if known else ""
+        limit = "" if signal.limit is None else f"limit {signal.limit:.3g}"
+        says = SAYS.get(signal.says or "", "")
+        rows.append(
+            f'<tr><th scope="row">{html.escape(signal.label)}</th><td>{spark(signal.values, signal.limit)}</td>'
+            f"<td>{value}<small>{limit}</small></td><td>{says}</td><td>{html.escape(signal.reason)}</td></tr>"
+        )
+    table = f'<div class="kiln-timeline kiln-signals"><table>{"".join(rows)}</table></div>'
+    return (
+        f'<section class="kiln-verdict {html.escape(verdict.kind)}"><h4>Verdict: {SAYS.get(verdict.kind, "")}</h4>'
+        f"<p>{html.escape(verdict.sentence)}</p>{row(buttons)}"
+        f"<details><summary>What it rests on</summary>{table}</details></section>"
     )
 
 

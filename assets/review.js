@@ -2,7 +2,7 @@
 // The server writes all content; here nothing is put together from texts.
 "use strict";
 kiln.review = (() => {
-    const state = {server: null, run: null, signature: "", asked: 0, busy: false, side: "left", picks: {}};
+    const state = {server: null, run: null, signature: "", asked: 0, busy: false, looking: false, side: "left", picks: {}};
     const root = () => document.getElementById("review-run");
     const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -42,12 +42,21 @@ kiln.review = (() => {
     function draw(answer, keeps) {
         const before = keeps ? typed() : {}, place = root();
         if (!place) return;
+        const sliders = [...place.querySelectorAll("[data-compare]")].map((item) => item.value);
+        const opened = new Map([...place.querySelectorAll("details")].map((item) => [item.firstElementChild.textContent, item.open]));
         const scrolled = [...place.querySelectorAll(".kiln-timeline")].map((item) => item.scrollLeft);
         place.innerHTML = answer.html;
         state.run = {path: answer.path, name: answer.name};
         state.signature = answer.signature;
         if (keeps) {
             typeAgain(before);
+            for (const item of place.querySelectorAll("details"))
+                if (opened.has(item.firstElementChild.textContent)) item.open = opened.get(item.firstElementChild.textContent);
+            [...place.querySelectorAll("[data-compare]")].forEach((item, index) => {
+                if (sliders[index] === undefined) return;
+                item.value = sliders[index];
+                slide(item);
+            });
             [...place.querySelectorAll(".kiln-timeline")].forEach((item, index) => { item.scrollLeft = scrolled[index] || 0; });
         } else {
             state.picks = {};
@@ -58,8 +67,11 @@ kiln.review = (() => {
     }
 
     async function ask(data, button) {
-        if (!state.server || state.busy) return;
-        state.busy = true;
+        const isLook = data.do === "look";
+        if (!state.server || state.busy || (isLook && state.looking)) return;
+        state[isLook ? "looking" : "busy"] = true;
+        // What a person asks for is never lost to a look that is under way.
+        while (!isLook && state.looking) await wait(30);
         if (button) button.setAttribute("aria-busy", "true");
         try {
             const answer = await state.server.review(data);
@@ -71,7 +83,7 @@ kiln.review = (() => {
                 root().querySelector("header").after(box);
                 box.scrollIntoView({block: "nearest"});
             }
-            if (answer.message || data.do !== "look") say(answer.message);
+            if (answer.message || !isLook) say(answer.message);
             if (answer.values) {
                 kiln.fill(answer);
                 const told = document.getElementById("kiln-answer");
@@ -85,7 +97,7 @@ kiln.review = (() => {
             }
             if (answer.now && kiln.state.trigger) kiln.state.trigger("now");
         } finally {
-            state.busy = false;
+            state[isLook ? "looking" : "busy"] = false;
             if (button) button.removeAttribute("aria-busy");
         }
     }

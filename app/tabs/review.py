@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from app.fields import Form
-from app.run_html import Seen, Thumbnails, kept_html, run_html
+from app.run_html import Seen, Thumbnails, kept_html, run_html, verdict_html
 from app.runs import Run
 from app.session import Session
 from app.shell import base_name, user_of
@@ -21,6 +21,7 @@ from trainer.config import KohyaConfig
 from trainer.errors import ConfigError, TrainerError
 from trainer.review import keep as keeping
 from trainer.review.grid import Grid, grid_lists, pictures_folder
+from trainer.review.judging import Judging, verdict_of
 from trainer.review.report import write_report
 from trainer.review.run_folder import Checkpoint, RunFolder, open_run
 
@@ -34,8 +35,8 @@ STATUS = {
     "interrupted": "Interrupted",
 }
 CONNECT = "kiln.review.connect(server);"
-OPEN = """<form id="review-open" class="kiln-find" onsubmit="return false">
-<label class="kiln-field wide"><span>Open a results folder</span><input type="text" name="path" spellcheck="false"
+OPEN = """<form id="review-open" class="kiln-row" onsubmit="return false">
+<label class="kiln-field"><span>Open a results folder</span><input type="text" name="path" spellcheck="false"
  placeholder="A folder with LoRA files and samples, of this program or of Kohya's"></label>
 <button type="button" class="kiln-small" data-browse-into="path">Browse</button>
 <button type="button" class="kiln-small primary" data-review-open="">Open it</button></form>
@@ -158,11 +159,13 @@ def _listed(session: Session, run: RunFolder) -> Run | None:
     return None
 
 
-def _signature(found: Opened) -> str:
-    """Changes whenever there is something new to show."""
-    run = found.run
-    places = [run.folder, run.folder / "sample", pictures_folder(run.folder), run.folder / keeping.TRASH]
-    marks: list[Any] = [found.listed.status if found.listed else ""]
+def _signature(session: Session, folder: Path) -> str:
+    """Changes whenever a folder has something new to show; cheap, as a page asks for it again and again."""
+    going = session.queue.running()
+    is_here = going is not None and going.journal and Path(going.journal).is_relative_to(folder)
+    places = [folder, folder / "sample", pictures_folder(folder), folder / keeping.TRASH]
+    places += sorted([*(folder / "logs").glob("*/measures.json"), *(folder / "logs").glob("*-measures.json")])
+    marks: list[Any] = [going.id if going is not None and is_here else ""]
     for path in places:
         try:
             marks.append(path.stat().st_mtime_ns)
@@ -185,13 +188,14 @@ def _shown(session: Session, found: Opened, user: str) -> dict[str, Any]:
         grids=grid_lists(pictures_folder(run.folder), run.name),
         trashed=keeping.trashed(run.folder),
         model=run.config.pretrained_model_name_or_path if run.config else "",
+        verdict=verdict_html(run, verdict_of(run)),
     )
     content = run_html(run, seen, Thumbnails(session.thumbnails))
     return {
         "html": content,
         "path": str(run.folder),
         "name": run.name,
-        "signature": _signature(found),
+        "signature": _signature(session, run.folder),
         "going": found.going,
     }
 
@@ -220,16 +224,22 @@ def answer(session: Session, form: Form, data: Mapping[str, Any], user: str) -> 
         TrainerError: It cannot be done.
     """
     what = data.get("do")
+    if what == "look":
+        folder = session.paths.resolve(str(data.get("path") or ""))
+        if data.get("signature") == _signature(session, folder):
+            return {}
     found = opened(session, data)
     run = found.run
-    if what == "open":
+    if what in ("open", "look"):
         return _shown(session, found, user)
-    if what == "look":
-        signature = _signature(found)
-        return {} if data.get("signature") == signature else _shown(session, found, user)
     if what in ("grid", "try"):
         queued = _draw(session, found, data, user, is_try=what == "try")
         return {"message": f"{queued.name}: in the queue, and shown here once it is drawn", "now": True}
+    if what == "judge":
+        config = session.paths.expand(_drawing_config(run, data))
+        judging = Judging(title=run.name, folder=run.folder, config=config, base=found.base)
+        queued = session.enqueue("verdict", judging.as_json(), found.base, user)
+        return {"message": f"{queued.name}: in the queue, and shown here once it is there", "now": True}
     if what in ("continue", "again", "resume", "settings"):
         return _settings(form, found, data)
     if not session.may(user, found.listed):
@@ -239,7 +249,7 @@ def answer(session: Session, form: Form, data: Mapping[str, Any], user: str) -> 
     session.paths.resolve(str(run.folder), write=True)
     if what == "report":
         path = run.folder / f"{run.name}_report.html"
-        size_bytes = write_report(run, path)
+        size_bytes = write_report(run, path, verdict_of(run))
         session.serve(path)
         return {"message": f"{path} ({size_bytes / 2**20:.1f} MiB)", "fetch": served(path)}
     if what == "keep":
@@ -273,15 +283,20 @@ def _keep(session: Session, found: Opened, data: Mapping[str, Any], user: str) -
     return {"said": kept_html(kept), **_shown(session, opened(session, _named(run)), user)}
 
 
-def _draw(session: Session, found: Opened, data: Mapping[str, Any], user: str, *, is_try: bool) -> Run:
-    run = found.run
+def _drawing_config(run: RunFolder, data: Mapping[str, Any]) -> KohyaConfig:
+    """The run's settings with the base model that a person named."""
     config = keeping.settings_of(run)
     model = str(data.get("model") or "").strip()
     if model:
         config = config.model_copy(update={"pretrained_model_name_or_path": model})
-    config = session.paths.expand(config)
     if not config.pretrained_model_name_or_path.strip():
         raise ConfigError("no base model is known for this run: name it under Base model")
+    return config
+
+
+def _draw(session: Session, found: Opened, data: Mapping[str, Any], user: str, *, is_try: bool) -> Run:
+    run = found.run
+    config = session.paths.expand(_drawing_config(run, data))
     prompts = str(data.get("prompts") or "")
     if is_try:
         lines = [line for line in prompts.splitlines() if line.strip() and not line.startswith("#")]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from trainer.review.run_folder import Point, RunFolder
 
-__all__ = ["STYLE", "charts", "smoothed"]
+__all__ = ["STYLE", "charts", "smoothed", "spark"]
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 190, 56, 10, 10, 24
 MOST_POINTS = 600
@@ -29,7 +29,10 @@ STYLE = """
 .kiln-chart .s2 { stroke: #6d28d9; stroke-width: 2; } .kiln-chart .s3 { stroke: #a16207; stroke-width: 2; }
 .kiln-chart .s4 { stroke: #be185d; stroke-width: 2; } .kiln-chart .s5 { stroke: #1d4ed8; stroke-width: 2; }
 .kiln-legend { display: flex; flex-wrap: wrap; gap: 0.1rem 1rem; margin: 0 0 0.3rem; font-size: 0.85rem; }
-.kiln-legend svg { width: 18px; height: 8px; margin-right: 0.35rem; vertical-align: middle; }
+.kiln-legend svg.kiln-chart { display: inline-block; width: 18px; height: 8px; min-width: 0;
+  margin-right: 0.35rem; vertical-align: middle; }
+.kiln-chart.kiln-spark { width: 120px; height: 28px; }
+.kiln-wide { overflow-x: auto; } .kiln-wide > .kiln-chart { min-width: 32rem; }
 """
 
 
@@ -42,8 +45,15 @@ class _Series:
     points: Sequence[tuple[int, float]]
 
 
-def smoothed(values: Sequence[tuple[int, float]], weight: float = 0.98) -> list[tuple[int, float]]:
-    """Exponential mean with its start corrected (Kingma & Ba 2014, arXiv:1412.6980, section 3)."""
+def smoothed(values: Sequence[tuple[int, float]], weight: float | None = None) -> list[tuple[int, float]]:
+    """Exponential mean with its start corrected (Kingma & Ba 2014, arXiv:1412.6980, section 3).
+
+    Args:
+        values: Step and value, in order.
+        weight: Of the mean so far; if None, so much that it reaches over an eighth of a short run, and
+            over 50 values of a long one.
+    """
+    weight = 1 - 1 / max(4.0, min(50.0, len(values) / 8)) if weight is None else weight
     mean, correction, found = 0.0, 1.0, []
     for step, value in values:
         mean = weight * mean + (1 - weight) * value
@@ -73,6 +83,27 @@ def charts(run: RunFolder) -> list[tuple[str, str]]:
         if lines:
             found.append((title, _chart(lines, span, marks)))
     return found
+
+
+def spark(values: Mapping[int, float], limit: float | None = None) -> str:
+    """A small line of values by step, with a limit where there is one; "" for fewer than two values."""
+    points = [(step, value) for step, value in sorted(values.items()) if math.isfinite(value)]
+    if len(points) < 2:
+        return ""
+    every = [value for _, value in points] + ([limit] if limit is not None and math.isfinite(limit) else [])
+    low, high = min(every), max(every)
+    first, last = points[0][0], points[-1][0]
+
+    def place(step: float, value: float) -> str:
+        across = (step - first) / ((last - first) or 1)
+        return f"{2 + across * 116:.1f},{26 - (value - low) / ((high - low) or 1) * 24:.1f}"
+
+    path = " ".join(place(step, value) for step, value in points)
+    line = "" if limit is None else f'<path class="mark" d="M{place(first, limit)} {place(last, limit)}"/>'
+    return (
+        f'<svg class="kiln-chart kiln-spark" viewBox="0 0 120 28" aria-hidden="true">{line}'
+        f'<path class="s0" d="M{path}"/></svg>'
+    )
 
 
 def _by_name(
@@ -131,8 +162,9 @@ def _chart(lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[tupl
     )
     name = html.escape(", ".join(line.name for line in thinned), quote=True)
     return (
-        f'<p class="kiln-legend">{keys}</p><svg class="kiln-chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{name}" data-first="{first}" data-last="{last}">{"".join(parts)}</svg>'
+        f'<p class="kiln-legend">{keys}</p><div class="kiln-wide">'
+        f'<svg class="kiln-chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{name}" data-first="{first}" data-last="{last}">{"".join(parts)}</svg></div>'
     )
 
 

@@ -200,7 +200,7 @@ class Grid:
             config=config,
             base=base,
             files=tuple((each.path, each.step) for each in checkpoints),
-            prompts=tuple(parse_text(prompts.strip() or config.sample_prompts)),
+            prompts=tuple(parse_text(prompts.strip() or run.prompt_text)),
             seeds=_numbers(seeds, int, "a seed is a whole number, such as 1, 2, 3"),
             strengths=_numbers(strengths, float, "a LoRA strength is a number, such as 0.6, 0.8, 1, 1.2"),
             with_base=with_base,

@@ -135,6 +135,8 @@ class RunFolder:
     planned_steps: int | None
     end: str = ""
     """How it ended: "finished", "stopped", "failed"; "" where it goes on or nothing tells."""
+    prompt_text: str = ""
+    """Its sample prompts as they were written, one a line; "" where they are not known."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -223,7 +225,7 @@ def open_run(
     checkpoints = _checkpoints(folder, name, headers, history)
     metadata = next((each.metadata for each in reversed(checkpoints) if each.metadata), {})
     per_epoch = _steps_per_epoch(checkpoints, config)
-    wanted = _prompts(folder, config, config_file, may_read)
+    wanted, prompt_text = _prompts(folder, config, config_file, may_read)
     pictures = _pictures(name, samples, wanted, config, per_epoch, history)
     points = history.points or _tensorboard(folder, config, config_file, may_read)
     steps = [picture.step for picture in pictures] + [each.step for each in checkpoints]
@@ -243,6 +245,7 @@ def open_run(
         last_step=max(steps, default=0),
         planned_steps=history.planned or _whole(metadata.get("ss_max_train_steps")),
         end=history.end,
+        prompt_text=prompt_text,
     )
 
 
@@ -286,7 +289,7 @@ def _owners(
             return
 
     for path, header in headers.items():
-        # Without Kohya's entries, any model might lie in a folder: only files beside a run count then.
+        # A file without Kohya's entries may be any model, unless it is named as Kohya names LoRA files.
         if header.get("ss_network_module") or NUMBERED.fullmatch(path.stem):
             note(_name_of(path, header), path)
     for path in entries:
@@ -410,7 +413,7 @@ def _kept(folder: Path) -> Mapping[str, Any]:
 def _checkpoints(
     folder: Path, name: str, headers: Mapping[Path, Mapping[str, str]], history: _History
 ) -> tuple[Checkpoint, ...]:
-    """The run's LoRA files, the state of the art of each step told by metadata, then by name."""
+    """The run's LoRA files; their steps are told by metadata, then by names."""
     kept = _kept(folder)
     mine: list[tuple[Path, Mapping[str, str], int | None, int | None]] = []
     for path, header in headers.items():
@@ -502,19 +505,23 @@ def _steps_per_epoch(checkpoints: Sequence[Checkpoint], config: KohyaConfig | No
 
 def _prompts(
     folder: Path, config: KohyaConfig | None, config_file: Path | None, may_read: Callable[[Path], bool]
-) -> list[prompts.SamplePrompt]:
-    """The sample prompts, by number: of the file that training read, else of the settings."""
+) -> tuple[list[prompts.SamplePrompt], str]:
+    """The sample prompts, by number: of the file that training read, else of the settings; and their text."""
+    written = config.sample_prompts.strip() if config else ""
+    file = folder / "sample" / "prompt.txt"
+    if written and "\n" not in written and written.lower().endswith((".txt", ".json", ".toml")):
+        named = Path(written).expanduser()
+        named = named if named.is_absolute() else (config_file or folder).parent / named
+        if named.is_file() and may_read(named):
+            file = named
+        written = ""
     try:
-        written = config.sample_prompts.strip() if config else ""
-        if written and "\n" not in written and written.lower().endswith((".txt", ".json", ".toml")):
-            named = Path(written).expanduser()
-            named = named if named.is_absolute() else (config_file or folder).parent / named
-            if named.is_file() and may_read(named):
-                return prompts.read_prompts(named)
-        file = folder / "sample" / "prompt.txt"
-        return prompts.read_prompts(file) if file.is_file() else prompts.parse_text(written)
-    except ConfigError:
-        return []
+        found = prompts.read_prompts(file) if file.is_file() else prompts.parse_text(written)
+        if file.is_file() and file.suffix.lower() == ".txt":
+            written = file.read_text(encoding="utf-8-sig").strip()
+        return found, written
+    except (ConfigError, OSError):
+        return [], written
 
 
 def _pictures(
@@ -604,8 +611,8 @@ def _scalars(folder: Path) -> tuple[Point, ...]:
     values: dict[int, dict[str, float]] = {}
     for tag in log.Tags()["scalars"]:
         if tag in ("loss/current", "loss/average") or tag.startswith("lr/") or "validation" in tag:
-            if "epoch" in tag:
-                continue  # counted in epochs
+            if "epoch" in tag or re.fullmatch(r"lr/group\d+", tag):
+                continue  # counted in epochs; the same rate under a second name
             for scalar in log.Scalars(tag):
                 values.setdefault(int(scalar.step), {})[tag] = float(scalar.value)
     return tuple(
