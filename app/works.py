@@ -18,6 +18,7 @@ KINDS: dict[str, str] = {
     "captions": "app.captions",
     "grid": "app.grids",
     "tool": "app.tool_works",
+    "verdict": "app.judging",
 }
 """Kind of work to the module whose ``work(settings, base, paths)`` makes it from the settings in the list."""
 

@@ -28,7 +28,7 @@ class Shown(Form):
     """The form without its widgets: values by name."""
 
     def __init__(self) -> None:
-        self.widgets = {name: name for name in ("network_weights", "epoch", "output_name", "unet_lr")}  # type: ignore[misc]
+        self.widgets = {name: name for name in ("network_weights", "epoch", "output_name", "unet_lr")}
 
 
 def results(folder: Path, name: str = "run") -> Path:
