@@ -74,8 +74,7 @@ kiln.captions = (() => {
         state.selected = new Set([...state.selected].filter((item) => keys.has(item)));
         get("cap-shipped").hidden = !found.shipped;
         const model = get("cap-model");
-        if (model && !model.dataset.typed) model.value = found.demo ? state.facts.demo : captioner().models[0];
-        if (found.demo && model && !model.dataset.typed && get("cap-captioner").value !== "blip") model.value = captioner().models[0];
+        if (model && !model.dataset.typed) model.value = usual();
         own();
         steps(found);
         filter();
@@ -473,11 +472,14 @@ kiln.captions = (() => {
         fields();
     }
 
+    // The model that is meant unless a person says otherwise: the demo's own for the demo.
+    const usual = () => (captioner().name === "blip" && state.set && state.set.demo && state.facts.demo) || captioner().models[0];
+
     function fields() {
         const mine = captioner();
         state.chosen = mine.name;
         get("cap-about").textContent = mine.about;
-        get("cap-models").replaceChildren(...[...(mine.name === "blip" ? [state.facts.demo] : []), ...mine.models]
+        get("cap-models").replaceChildren(...[...(mine.name === "blip" && state.facts.demo ? [state.facts.demo] : []), ...mine.models]
             .map((model) => make("option", {value: model})));
         get("cap-append-row").hidden = mine.writes !== "tags";
         const kept = state.options[mine.name] || {};
@@ -727,7 +729,7 @@ kiln.captions = (() => {
         if (target.id === "cap-captioner") {
             fields();
             delete get("cap-model").dataset.typed;
-            get("cap-model").value = state.set && state.set.demo && captioner().name === "blip" ? state.facts.demo : captioner().models[0];
+            get("cap-model").value = usual();
         } else if (target.id === "cap-only") filter();
         else if (target.id === "cap-all") {
             for (const entry of state.shown) if (target.checked) state.selected.add(key(entry)); else state.selected.delete(key(entry));
