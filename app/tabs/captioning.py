@@ -139,9 +139,8 @@ def render(session: Session) -> None:
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"}
 
-    facts = json.dumps(
-        {"captioners": server.captioner_facts(), "demo": str(server.DEMO_CAPTIONER)}, separators=(",", ":")
-    )
+    demo = str(server.DEMO_CAPTIONER) if server.DEMO_CAPTIONER.is_dir() else ""
+    facts = json.dumps({"captioners": server.captioner_facts(), "demo": demo}, separators=(",", ":"))
     kept = f'<div id="cap-data" hidden>{html.escape(facts)}</div>'  # gradio warns of script elements
     markup = (TOP + WRITER + EDITOR + TOOLS).replace("{shipped}", SHIPPED).replace("{keys}", KEYS)
     gr.HTML(
