@@ -444,7 +444,7 @@ kiln.dataset = (() => {
             element("td", {class: "chart"}, element("i", {style: `width:${(100 * item.samples / most).toFixed(1)}%`}))));
         const head = element("tr", {}, ...["Bucket", "Pictures", "With repeats", ""].map((title) => element("th", {scope: "col"}, title)));
         const words = `${result.steps} steps an epoch with batch size ${result.batch}`
-            + (enlarged ? `; ${enlarged} pictures are enlarged` : "") + (result.classes ? `; ${result.classes} class pictures` : "");
+            + (enlarged ? `; ${enlarged} enlarged` : "") + (result.classes ? `; ${result.classes} class pictures` : "");
         const notes = element("ul", {class: "kiln-checks"});
         for (const finding of result.findings) notes.append(element("li", {class: finding.level === "info" ? "note" : finding.level},
             element("b", {}, finding.level === "info" ? "Note" : finding.level === "warning" ? "Warning" : "Error"), element("span", {}, finding.message)));

@@ -35,15 +35,14 @@ def _button(label: str, what: str, *, kind: str = "", needs: str = "", name: str
 
 
 def _field(label: str, name: str, hint: str = "", kind: str = "text", browse: bool = False) -> str:
-    tool = (
-        f' <button type="button" class="kiln-small" data-browse-into="{name}">Browse</button>'
-        if browse
-        else ""
-    )
-    return (
+    field = (
         f'<label class="kiln-field"><span>{html.escape(label)}</span><input type="{kind}" name="{name}" '
-        f'placeholder="{html.escape(hint, quote=True)}" spellcheck="false" autocomplete="off"></label>{tool}'
+        f'placeholder="{html.escape(hint, quote=True)}" spellcheck="false" autocomplete="off"></label>'
     )
+    if not browse:
+        return field
+    tool = f'<button type="button" class="kiln-small" data-browse-into="{name}">Browse</button>'
+    return f'<div class="kiln-pair">{field}{tool}</div>'
 
 
 def _markup(models: str) -> str:
