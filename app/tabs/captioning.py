@@ -141,7 +141,7 @@ def render(session: Session) -> None:
 
     demo = str(server.DEMO_CAPTIONER) if server.DEMO_CAPTIONER.is_dir() else ""
     facts = json.dumps({"captioners": server.captioner_facts(), "demo": demo}, separators=(",", ":"))
-    kept = f'<div id="cap-data" hidden>{html.escape(facts)}</div>'  # gradio warns of script elements
+    kept = f'<div id="cap-data" class="kiln-asis" hidden>{html.escape(facts)}</div>'  # gradio warns of script elements
     markup = (TOP + WRITER + EDITOR + TOOLS).replace("{shipped}", SHIPPED).replace("{keys}", KEYS)
     gr.HTML(
         markup + kept,
