@@ -1,6 +1,7 @@
 """How often the verdict agrees with a reader of pixels, on runs in the demo world.
 
     python -m tests.benchmarks.verdict WORK --train [--runs N]   # make and measure what is missing
+    python -m tests.benchmarks.verdict WORK --look-at FOLDER ... # measure runs that were made elsewhere
     python -m tests.benchmarks.verdict WORK                      # print the agreement
 
 Runs vary rank, learning rate, number of pictures, mirrored or clean pictures and batch size; each keeps several
@@ -18,6 +19,7 @@ import json
 import random
 import shutil
 import time
+import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +41,9 @@ from trainer.review.verdict import Kind, judge, kinds
 
 PICTURES = REPOSITORY / "assets" / "demo" / "images" / "25_k1ln person"
 PRESET = REPOSITORY / "presets" / "demo.json"
-LABEL_SAMPLES = 12
+STEPS = 150
+"""Of every run; a file is kept at each fifth."""
+LABEL_SAMPLES = 8
 SHOWN, FOLLOWED, INTACT = 0.6, 0.7, 0.45
 """Shares of samples that a good checkpoint reaches. The preset itself has 94, 100 and 66 %."""
 
@@ -66,12 +70,11 @@ class Spec:
 
 def specs() -> list[Spec]:
     """All runs, in an order that covers the ground early."""
-    grid = list(
-        itertools.product((4, 32), (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), (4, 16), (False, False, True), (2,))
-    )
+    rates = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+    grid = list(itertools.product((4, 32), rates, (4, 16), (False, True), (1, 2)))
     random.Random(5).shuffle(grid)
     return [
-        Spec(number, rank, rate, 300, pictures, mirrored, batch)
+        Spec(number, rank, rate, STEPS, pictures, mirrored, batch)
         for number, (rank, rate, pictures, mirrored, batch) in enumerate(grid[:48])
     ]
 
@@ -165,6 +168,36 @@ def make(work: Path, most: int) -> None:
         done += 1
 
 
+def look_at(work: Path, folders: list[Path]) -> None:
+    """Measure and label runs that were made elsewhere with the demo's model and pictures."""
+    torch.set_num_threads(1)
+    for folder in folders:
+        run = open_run(folder)
+        told = run.metadata
+        spec = Spec(
+            number=1000 + zlib.crc32(folder.name.encode()) % 1000,
+            rank=int(told["ss_network_dim"]),
+            rate=float(told["ss_unet_lr"]),
+            steps=run.last_step,
+            pictures=16,
+            mirrored=False,
+            batch=int(told["ss_batch_size_per_device"]),
+        )
+        result, measured = (work / part / f"{folder.name}.json" for part in ("results", "measures"))
+        values = json.loads(PRESET.read_text(encoding="utf-8"))
+        config = configuration.loads(json.dumps(values | {"cache_latents": False})).config
+        began = time.perf_counter()
+        if read_measures(measured) is None:
+            write_measures(measured, measure_run(run, config, REPOSITORY, emit=lambda event: None))
+            print(f"{folder.name}: measured in {time.perf_counter() - began:.0f} s", flush=True)
+        labels = json.loads(result.read_text(encoding="utf-8"))["labels"] if result.exists() else {}
+        for file in run.checkpoints:
+            if file.path.name not in labels:
+                labels[file.path.name] = label(file.path)
+                print(f"{folder.name} {file.path.name}: {labels[file.path.name]}", flush=True)
+                atomic_write(result, json.dumps({"spec": asdict(spec), "labels": labels}, indent=1))
+
+
 def results(work: Path) -> list[tuple[dict[str, Any], dict[str, dict[str, float]], Measures]]:
     """Everything that is done: the run, its labels, its measures."""
     found = []
@@ -184,6 +217,8 @@ def report(work: Path) -> None:
     for spec, labels, measures in results(work):
         part = "not tuned on" if spec["number"] % 2 else "tuned on"
         told = kinds(measures)
+        if any(point.file not in labels for point in measures.points):
+            continue
         true = {point.file: kind_of(labels[point.file]) for point in measures.points}
         for point, kind in zip(measures.points, told, strict=True):
             tables[part][true[point.file], kind] += 1
@@ -215,9 +250,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("work", type=Path)
     parser.add_argument("--train", action="store_true", help="make and measure runs")
+    parser.add_argument(
+        "--look-at", type=Path, nargs="*", help="results folders of runs that were made elsewhere"
+    )
     parser.add_argument("--runs", type=int, default=10**6, help="at most so many")
     options = parser.parse_args()
-    if options.train:
+    if options.look_at:
+        look_at(options.work, options.look_at)
+    elif options.train:
         make(options.work, options.runs)
     else:
         report(options.work)

@@ -129,6 +129,7 @@ def measure_run(
     pictures: int = PICTURES,
     draw: bool = True,
     strengths: Sequence[float] = (),
+    held: str = "",
     known: Measures | None = None,
 ) -> Measures:
     """Measure every saved file of a run.
@@ -142,6 +143,7 @@ def measure_run(
         pictures: Training pictures to look at.
         draw: Whether pictures are drawn of checkpoints without samples.
         strengths: Other strengths at which the last file is measured.
+        held: Kohya folder of pictures that were not trained, to be measured beside those that were.
         known: From before; files in it are not measured again.
 
     Raises:
@@ -153,17 +155,22 @@ def measure_run(
         raise ConfigError(
             f"{run.name} has no LoRA files that could be judged: keep at least one (.safetensors)"
         )
-    missing: list[str] = []
-    before = {point.file: point for point in known.points} if known is not None and known.base else {}
+    before = _before(known)
     try:
-        with _loaded(run, config, base, files, emit, pictures) as bench:
-            points = []
+        with _loaded(run, config, base, emit, pictures, held) as bench:
+            points: list[Measure] = []
+            seen: dict[str, Measure] = {}
             emit(PhaseStarted(phase="measure", total=len(files), unit="files"))
             for index, file in enumerate(files):
                 if stopped():
                     raise StopTraining
-                point = before.get(file.path.name) or bench.measure(file, run, draw, stopped)
-                points.append(point)
+                tensors = file.metadata.get("sshs_model_hash", file.path.name)
+                point = before.get(file.path.name) or seen.get(tensors)
+                if point is None:
+                    point = bench.measure(file, run, draw, stopped)
+                # The last save and the final file are often the same.
+                seen[tensors] = replace(point, file=file.path.name, step=file.step)
+                points.append(seen[tensors])
                 emit(Progress(phase="measure", done=index + 1, total=len(files)))
             if strengths and not points[-1].strengths:
                 points[-1] = replace(points[-1], strengths=bench.sweep(files[-1], strengths))
@@ -172,23 +179,28 @@ def measure_run(
                 points=tuple(points),
                 training=bench.training,
                 trigger=bench.material.trigger,
-                missing=tuple(missing),
+                cost_share=None if known is None else known.cost_share,
             )
     except TrainerError as error:
         reason = str(error)
     emit(LogLine(message=f"losses cannot be measured: {reason}", level="warning"))
-    missing.append(f"losses: {reason}")
     points = []
     for index, file in enumerate(files):
         if stopped():
             raise StopTraining
-        points.append(
-            of_figures(
-                file.step, file.path.name, None, **_of_file(file.path), pictures=_of_samples(run, file)
-            )
-        )
+        shown = _of_samples(run, file)
+        points.append(of_figures(file.step, file.path.name, None, **_of_file(file.path), pictures=shown))
         emit(Progress(phase="measure", done=index + 1, total=len(files)))
-    return Measures(base=None, points=tuple(points), missing=tuple(missing))
+    return Measures(base=None, points=tuple(points), missing=(f"losses: {reason}",))
+
+
+def _before(known: Measures | None) -> dict[str, Measure]:
+    """What was measured before in the same way, by file; not what was measured during training, more coarsely."""
+    from trainer.review.probe import LEVELS
+
+    if known is None or known.base is None or known.base.levels != LEVELS:
+        return {}
+    return {point.file: point for point in known.points}
 
 
 def _of_file(path: Path) -> dict[str, Any]:
@@ -228,7 +240,9 @@ def _of_pictures(
 class _Bench:
     """The base model with everything that a run's files are measured on."""
 
-    def __init__(self, run: RunFolder, config: KohyaConfig, base: Path, emit: Emit, pictures: int) -> None:
+    def __init__(
+        self, run: RunFolder, config: KohyaConfig, base: Path, emit: Emit, pictures: int, held: str
+    ) -> None:
         from trainer import devices, memory, plugins
         from trainer.data import folder
         from trainer.data.dataset_config import apply_dataset_config
@@ -261,7 +275,12 @@ class _Bench:
         self.family: Any = (
             plugins.Folder("trainer.families").get(job.family).load(self.job, self.device, self.dtype, say)
         )
-        self.material = probe.prepare(dataset, self.family, None, pictures=pictures)
+        beside = None
+        if held:
+            beside = folder.scan(
+                self.job.with_config(train_data_dir=held, reg_data_dir="", dataset_config="")
+            )
+        self.material = probe.prepare(dataset, self.family, None, pictures=pictures, held=beside)
         self.swap = memory.prepare(self.family, self.job, self.device, say)
         objective = objective_for(self.job).prepare(self.job, self.device)
         self.probe: Any = probe.Probe(self.family, objective, self.material, autocast=self.autocast)
@@ -313,7 +332,7 @@ class _Bench:
         with self.attached(file.path) as network:
             for strength in strengths:
                 network.set_multiplier(strength)
-                found[f"{strength:g}"] = self.probe._measure(is_base=False).own
+                found[f"{strength:g}"] = self.probe.own_losses()
         return found
 
     def draw(self, stopped: Callable[[], bool]) -> list[Any]:
@@ -356,11 +375,11 @@ def _loaded(
     run: RunFolder,
     config: KohyaConfig,
     base: Path,
-    files: Sequence[Checkpoint],
     emit: Emit,
     pictures: int,
+    held: str,
 ) -> Iterator[_Bench]:
-    bench = _Bench(run, config, base, emit, pictures)
+    bench = _Bench(run, config, base, emit, pictures, held)
     try:
         yield bench
     finally:

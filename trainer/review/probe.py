@@ -106,7 +106,7 @@ def prepare(
     latents: LatentCache | None,
     *,
     pictures: int,
-    held: Sequence[int] = (),
+    held: Dataset | None = None,
 ) -> Material:
     """Choose pictures, and bring their latents to memory.
 
@@ -115,12 +115,12 @@ def prepare(
         family: Encodes where ``latents`` has none.
         latents: The run's cache.
         pictures: How many training pictures.
-        held: Indices of pictures that were not trained.
+        held: Pictures that were not trained.
     """
     trained = [
         index
         for index, picture in enumerate(dataset.pictures)
-        if dataset.repeats[index] and not dataset.subsets[picture.subset].is_reg and index not in held
+        if dataset.repeats[index] and not dataset.subsets[picture.subset].is_reg
     ]
     chosen = [trained[place] for place in choose(len(trained), pictures)]
     captions = [dataset.pictures[index].caption for index in trained]
@@ -136,9 +136,10 @@ def prepare(
             around = (captions[(start + step) % len(captions)] for step in range(len(captions)))
             words.append(next((each for each in around if each != own), ""))
         others.append(tuple(words))
-    return Material(
-        batches, tuple(_batches(dataset, family, latents, held)), trigger_of(captions, tokens), tuple(others)
-    )
+    beside: tuple[Batch, ...] = ()
+    if held is not None:
+        beside = tuple(_batches(held, family, None, choose(len(held.pictures), pictures)))
+    return Material(batches, beside, trigger_of(captions, tokens), tuple(others))
 
 
 def _batches(
@@ -231,6 +232,19 @@ class Probe:
                 if network is not None:
                     network.set_multiplier(1.0)
         return self.base
+
+    @torch.no_grad()
+    def own_losses(self) -> tuple[float, ...]:
+        """Losses with the pictures' own captions, at whatever strength the network has now."""
+        count = sum(len(batch.pictures) for batch in self.material.batches)
+        found = [0.0] * len(self.levels)
+        for batch in self.material.batches:
+            text = self._encode(batch, batch.captions)
+            for place, level in enumerate(self.levels):
+                noised = self._noised(batch, level)
+                loss_B = self.objective.loss(self._predict(noised, text, batch), noised, batch)[1]
+                found[place] += float(loss_B.sum()) / count
+        return tuple(found)
 
     def _measure(self, *, is_base: bool) -> Figures:
         own, other, plain, held, moved = ([0.0] * len(self.levels) for _ in range(5))
