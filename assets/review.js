@@ -18,10 +18,10 @@ kiln.review = (() => {
     function typed() {
         const form = document.getElementById("review-form");
         if (!form) return {};
-        const values = {files: []};
+        const values = {files: [], offered: []};
         for (const item of form.elements) {
             if (!item.name) continue;
-            if (item.name === "files") { if (item.checked) values.files.push(item.value); }
+            if (item.name === "files") { values.offered.push(item.value); if (item.checked) values.files.push(item.value); }
             else if (item.type === "checkbox") values[item.name] = item.checked;
             else if (item.type !== "radio" || item.checked) values[item.name] = item.value;
         }
@@ -33,9 +33,10 @@ kiln.review = (() => {
         if (!form) return;
         for (const item of form.elements) {
             if (!item.name || !(item.name in values)) continue;
-            if (item.type === "radio") { if (item.value === values.file) item.checked = true; }
-            else if (item.name !== "files" && item.type === "checkbox") item.checked = values[item.name];
-            else if (item.name !== "files") item.value = values[item.name];
+            if (item.name === "files") item.checked = values.files.includes(item.value) || !values.offered.includes(item.value);
+            else if (item.type === "radio") { if (item.value === values.file) item.checked = true; }
+            else if (item.type === "checkbox") item.checked = values[item.name];
+            else item.value = values[item.name];
         }
     }
 

@@ -1,0 +1,137 @@
+"""From a finished run to a kept file and a continued run, in Chromium, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import BrowserContext, expect
+
+from tests.browser.conftest import PATIENCE_MS, Served, Tab, open_page
+from trainer.files import REPOSITORY
+from trainer.review.run_folder import read_header
+
+pytestmark = pytest.mark.browser
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
+def train(tab: Tab, result: Path) -> None:
+    """Train what the page holds to its end, which leaves a file behind."""
+    page = tab.page
+    expect(page.locator("#checks .kiln-checks, #checks .kiln-ready").first).to_be_visible()
+    page.locator("#start").click()
+    end = time.monotonic() + PATIENCE_MS / 1000
+    while not result.exists():
+        assert time.monotonic() < end
+        page.wait_for_timeout(200)
+    expect(page.locator("#progress")).to_contain_text("Finished in")
+
+
+def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
+    served: Served, context: BrowserContext
+) -> None:
+    config = json.loads((served.folder / "tiny.json").read_text())
+    out = served.folder / "review"
+    config |= {
+        "max_train_steps": 8,
+        "sample_every_n_steps": 4,
+        "save_every_n_steps": 4,
+        "output_dir": str(out),
+    }
+    config["sample_prompts"] = "a <b>bold</b> cat --w 64 --h 64 --s 1 --d 1\na dog --w 64 --h 64 --s 1 --d 2"
+    (served.folder / "review.json").write_text(json.dumps(config))
+    models = served.folder / "models" / "Lora"
+    models.mkdir(parents=True)
+    tab = open_page(context, served)
+    page = tab.page
+    tab.load(served.folder / "review.json")
+    tab.tab("Train")
+    train(tab, out / "tiny.safetensors")
+
+    # The run is looked at: a row for each prompt, a column for each step.
+    tab.tab("Review")
+    page.locator("#runs [data-review-run]").first.click()
+    pictures = page.locator(".kiln-timeline [data-pick]")
+    expect(pictures).to_have_count(6)
+    expect(page.locator("thead th")).to_contain_text(["Before training", "Step 4", "Step 8"])
+    expect(page.locator("tbody th").first).to_contain_text("a <b>bold</b> cat")
+    for image in page.locator(".kiln-timeline img").all():
+        expect(image).to_have_js_property("complete", True)
+        assert image.evaluate("image => image.naturalWidth") == 64
+    expect(page.locator(".kiln-chart[role=img]")).to_have_count(2)
+
+    # Two pictures are compared: by mouse, by keyboard, by the sliders.
+    left, right = page.locator("[data-label=left]"), page.locator("[data-label=right]")
+    expect(left).to_contain_text("Step 0: a <b>bold</b> cat")
+    expect(right).to_contain_text("Step 8")
+    pictures.nth(1).click()
+    expect(left).to_contain_text("Step 4")
+    page.keyboard.press("ArrowDown")
+    expect(pictures.nth(4)).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(right).to_contain_text("Step 4: a dog")
+    stage = page.locator(".kiln-compare .stage")
+    page.locator("[data-compare=cut]").press("End")
+    expect(stage).to_have_css("--cut", "100%")
+    page.locator("[data-compare=zoom]").fill("3")
+    scales = page.locator(".kiln-compare .side img").evaluate_all(
+        "images => images.map((image) => new DOMMatrix(getComputedStyle(image).transform).a)"
+    )
+    assert scales == [3, 3]
+
+    # A grid, as a job of the queue: the base model and one file at two strengths.
+    form = page.locator("#review-form")
+    for box in form.locator("[name=files]").all():
+        box.set_checked(box.get_attribute("value") == "tiny.safetensors")
+    form.locator("[name=prompts]").fill("a bird --w 64 --h 64 --s 1")
+    form.locator("[name=strengths]").fill("0.6, 1.2")
+    form.locator("[name=seeds]").fill("3 4")
+    page.get_by_role("button", name="Draw the grid").click()
+    expect(page.locator(".kiln-grid summary")).to_contain_text("Grid of 6 pictures")
+    expect(page.locator(".kiln-grid [data-pick]")).to_have_count(6)
+    expect(page.locator(".kiln-grid thead")).to_contain_text("Base model")
+    assert len(list((out / "txt2img-images").glob("*.png"))) == 7
+    # What had been typed is still there.
+    expect(form.locator("[name=strengths]")).to_have_value("0.6, 1.2")
+
+    # The file of step 4 is chosen by its name under the step, kept, and copied.
+    page.locator("thead label", has_text="tiny-step00000004").first.click()
+    form.locator("[name=final_name]").fill("cat lora")
+    form.locator("[name=copy_to]").fill(str(models))
+    form.locator("[name=alone]").check()
+    page.get_by_role("button", name="Keep", exact=True).click()
+    expect(page.locator(".kiln-alert.done", has_text="<lora:cat lora:0.8>")).to_be_visible()
+    assert [path.name for path in out.glob("*.safetensors")] == ["cat lora.safetensors"]
+    assert read_header(models / "cat lora.safetensors")["ss_steps"] == "4"
+    expect(page.locator(".kiln-files td").first).to_contain_text("cat lora")
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save a report").click()
+    assert str(served.folder) not in Path(download.value.path()).read_text(encoding="utf-8")
+
+    # It is trained on: settings are filled in, steps are counted on.
+    form.locator("[name=epochs]").fill("1")
+    page.get_by_role("button", name="Train the chosen file on").click()
+    expect(page.locator("#kiln-answer")).to_contain_text("goes on from cat lora.safetensors, step 4")
+    expect(page.get_by_role("tab", name="Train", exact=True)).to_have_attribute("aria-selected", "true")
+    train(tab, out / "tiny-2.safetensors")
+    log = page.locator("#log textarea").input_value()
+    assert re.search(r"steps are counted on from 4", log)
+    last = read_header(out / "tiny-2.safetensors")
+    assert int(last["ss_steps"]) == 4 + int(last["ss_max_train_steps"])
+    tab.tab("Review")
+    page.locator("#runs [data-review-run]").first.click()
+    expect(page.locator(".kiln-review h3")).to_have_text("tiny-2")
+    expect(page.locator("thead th b").first).to_have_text("Step 4")
+
+    # On a phone, in another language, in the dark.
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert not tab.is_wider_than_the_screen()
+    spanish = json.loads((REPOSITORY / "assets" / "languages" / "es.json").read_text(encoding="utf-8"))
+    page.locator("#kiln-language").select_option("es")
+    expect(page.locator(".kiln-review h4", has_text=spanish["Charts"])).to_be_visible()
+    assert tab.errors == []
