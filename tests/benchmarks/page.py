@@ -6,7 +6,8 @@ the start, may be left out, which makes its start faster:
 
     git clone https://github.com/bmaltais/kohya_ss $K
     python3.11 -m venv $K/venv
-    $K/venv/bin/pip install gradio==6.17.3 "huggingface-hub<1" "numpy<2" easygui toml rich psutil packaging safetensors
+    $K/venv/bin/pip install gradio==6.17.3 fastapi==0.139.0 starlette==1.3.1 pydantic==2.11.7 \\
+        "huggingface-hub<1" "numpy<2" easygui toml rich psutil packaging safetensors      # as in its uv.lock
     mkdir $K/stubs && echo "" > $K/stubs/torch.py                   # unless torch is installed
 
     python -m tests.benchmarks.page --kohya $K [--rounds 5] [--json figures.json]
@@ -283,18 +284,9 @@ def main() -> None:
                         f"round {number + 1}, {name}: usable in {figures[name].usable_s[-1]:.2f} s",
                         flush=True,
                     )
+            _print(figures)
             times, step = _while_training(browser, guis["LoRA Kiln"][1])
             browser.close()
-    print("\n| median | " + " | ".join(figures) + " |\n| --- |" + " --- |" * len(figures))
-    rows: dict[str, Callable[[Figures], str]] = {
-        "from request to usable, s": lambda one: f"{statistics.median(one.usable_s):.2f}",
-        "page, KB (compressed)": lambda one: f"{one.page_bytes / 1e3:.0f} ({one.page_gzip_bytes / 1e3:.0f})",
-        "its configuration, KB": lambda one: f"{one.config_bytes / 1e3:.0f}",
-        "another tab, s": lambda one: f"{statistics.median(one.tab_s):.2f}",
-        "another preset, s": lambda one: f"{statistics.median(one.preset_s):.2f}",
-    }
-    for title, row in rows.items():
-        print(f"| {title} | " + " | ".join(row(one) for one in figures.values()) + " |")
     soon = sum(one < SOON_S for one in times) / len(times)
     print(
         f"\nwhile the demo is trained (step {step} at the end): {soon:.0%} of {len(times)} interactions under "
@@ -304,6 +296,19 @@ def main() -> None:
     if options.json:
         found = {name: asdict(one) for name, one in figures.items()} | {"while training": times}
         options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def _print(figures: dict[str, Figures]) -> None:
+    rows: dict[str, Callable[[Figures], str]] = {
+        "from request to usable, s": lambda one: f"{statistics.median(one.usable_s):.2f}",
+        "page, KB (compressed)": lambda one: f"{one.page_bytes / 1e3:.0f} ({one.page_gzip_bytes / 1e3:.0f})",
+        "its configuration, KB": lambda one: f"{one.config_bytes / 1e3:.0f}",
+        "another tab, s": lambda one: f"{statistics.median(one.tab_s):.2f}",
+        "another preset, s": lambda one: f"{statistics.median(one.preset_s):.2f}",
+    }
+    print("\n| median | " + " | ".join(figures) + " |\n| --- |" + " --- |" * len(figures))
+    for title, row in rows.items():
+        print(f"| {title} | " + " | ".join(row(one) for one in figures.values()) + " |", flush=True)
 
 
 if __name__ == "__main__":
