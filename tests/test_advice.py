@@ -15,7 +15,7 @@ import torch
 from tests import runs
 from trainer import advice as advices
 from trainer import config as configuration
-from trainer import runner
+from trainer import memory, runner
 from trainer.advice import advice
 from trainer.cli import main
 from trainer.errors import OutOfMemoryError
@@ -114,6 +114,14 @@ def test_no_more_blocks_are_swapped_than_needed(tmp_path: Path, monkeypatch: pyt
     assert change.fits
     assert change.values == {"blocks_to_swap": 24}
     assert change.text == "blocks_to_swap 24"
+
+
+def test_our_own_format_comes_after_what_kohya_has(tmp_path: Path) -> None:
+    run = job(tmp_path, sdxl=True, max_resolution="1024,1024", mixed_precision="bf16")
+    texts = [text for text, _ in advices._candidates(run, "cuda")]
+    assert texts[-2:] == ["resolution 512,512", "quantized_base nf4 in place of fp8 base"]
+    changed = run.with_config(**dict(list(advices._candidates(run, "cuda"))[-1][1]))
+    assert memory.choices(changed).unet == "nf4"
 
 
 def test_check_says_whether_it_fits_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

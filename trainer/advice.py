@@ -168,6 +168,9 @@ def _candidates(job: Job, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"blocks_to_swap {most}", {"blocks_to_swap": most}
     if job.width * job.height > 512 * 512:
         yield "resolution 512,512", {"max_resolution": "512,512"}
+    if job.family != "sd" and memory.choices(job).unet != "nf4":
+        whole = {"fp8_base": False, "fp8_base_unet": False}
+        yield "quantized_base nf4 in place of fp8 base", {"quantized_base": "nf4", **whole}
 
 
 def _varies(job: Job) -> bool:
