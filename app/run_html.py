@@ -358,7 +358,8 @@ def verdict_html(run: RunFolder, verdict: Verdict | None) -> str:
     rows = []
     for signal in verdict.signals:
         known = {step: each for step, each in signal.values.items() if math.isfinite(each)}
-        value = f"{known[max(known)]:.3g}" if known else ""
+        step = named.step if named is not None and named.step in known else max(known, default=0)
+        value = f"{known[step]:.3g}" if known else ""
         limit = "" if signal.limit is None else f"limit {signal.limit:.3g}"
         says = SAYS.get(signal.says or "", "")
         rows.append(
@@ -367,7 +368,8 @@ def verdict_html(run: RunFolder, verdict: Verdict | None) -> str:
         )
     table = f'<div class="kiln-timeline kiln-signals"><table>{"".join(rows)}</table></div>'
     return (
-        f'<section class="kiln-verdict {html.escape(verdict.kind)}"><h4>Verdict: {SAYS.get(verdict.kind, "")}</h4>'
+        f'<section class="kiln-verdict {html.escape(verdict.kind)}">'
+        f"<h4><span>Verdict</span> · <span>{SAYS.get(verdict.kind, '')}</span></h4>"
         f"<p>{html.escape(verdict.sentence)}</p>{row(buttons)}"
         f"<details><summary>What it rests on</summary>{table}</details></section>"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from safetensors.torch import save_file
 
 from app.fields import Form
 from app.paths import Paths
+from app.run_html import verdict_html
 from app.session import Session
 from app.tabs.review import answer, past_html
 from trainer import config as configuration
 from trainer.config import KohyaConfig
 from trainer.errors import ConfigError
 from trainer.events import EventLog, JobStarted, StepDone
+from trainer.review.run_folder import open_run
+from trainer.review.verdict import Signal, Verdict
 
 EVIL = '<img src=x onerror="alert(1)">'
 
@@ -187,3 +191,20 @@ def test_a_report_is_saved_and_given_out(session: Session, tmp_path: Path) -> No
     text = report.read_text(encoding="utf-8")
     assert "<img src=x" not in text
     assert str(tmp_path) not in text
+
+
+def test_a_verdict_is_shown_with_what_it_rests_on(session: Session, tmp_path: Path) -> None:
+    folder = results(tmp_path / "mine" / "out")
+    run = open_run(folder)
+    assert 'data-review="{&quot;do&quot;: &quot;judge&quot;}"' in verdict_html(run, None)
+    signal = Signal(
+        "own", f"Own loss {EVIL}", {10: 0.9, 20: math.nan}, 0.95, "lower is better", "good", "why"
+    )
+    kept = Verdict("overtrained", f"Keep it {EVIL}", (5, 10), "run-000001.safetensors", (signal,))
+    text = verdict_html(run, kept)
+    assert "<img" not in text
+    assert text.count("&lt;img src=x") == 2
+    # The file to keep is chosen by a click on it, and a gentler run is offered.
+    assert 'for="review-file-0"' in text
+    assert "half as high" in text
+    assert ">0.9<" in text
