@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -311,12 +312,10 @@ def _start(words: list[str], job: Job, output: int) -> subprocess.Popen[bytes]:
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, LAUNCHED: "1"}
     environment.setdefault("OMP_NUM_THREADS", str(max(job.config.num_cpu_threads_per_process, 1)))
-    # Ctrl-C in the terminal is the parent's business: it asks the children to save first.
-    apart = (
-        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-        if sys.platform == "win32"
-        else {"start_new_session": True}
-    )
+    apart: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        apart = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    # Apart, since Ctrl-C in the terminal is the parent's business: it asks the children to save first.
     return subprocess.Popen(
         words,
         cwd=job.base,
@@ -434,7 +433,7 @@ def obey(controls: Controls, asks: Path, parent: str, *, is_first: bool) -> None
 
     def is_there() -> bool:
         try:
-            return abs(psutil.Process(int(number)).create_time() - float(born)) < 1
+            return bool(abs(psutil.Process(int(number)).create_time() - float(born)) < 1)
         except psutil.Error:
             return False
 

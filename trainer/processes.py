@@ -71,7 +71,9 @@ class Processes:
             flat.div_(self.count)  # before the sum, which half precision might not hold
             with _reaching():
                 distributed.all_reduce(flat)
-            for tensor, part in zip(some, flat.split([tensor.numel() for tensor in some]), strict=True):
+            for tensor, part in zip(
+                some, torch.split(flat, [tensor.numel() for tensor in some]), strict=True
+            ):
                 tensor.copy_(part.view_as(tensor))
 
     @contextlib.contextmanager
