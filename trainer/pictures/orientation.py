@@ -41,6 +41,8 @@ MOST = 90
 """Pictures that are compared with each other; more are compared with these."""
 SUSPECT = 0.75
 """Confidence from which a picture is named."""
+TWO_GROUPS = 0.35
+"""Share of pictures against the rest above which heads that look the other way are as likely a reason."""
 CLEAR = 4.0
 """Standard deviations above what chance would give; below it the set is too symmetric to tell."""
 
@@ -100,9 +102,14 @@ class Orientation:
         return self.agreement >= CLEAR
 
     @property
+    def in_two_groups(self) -> bool:
+        """Whether nearly as many have the one orientation as the other."""
+        return sum(sign < 0 for sign in self.signs) > TWO_GROUPS * len(self.signs)
+
+    @property
     def suspects(self) -> list[int]:
-        """Indices of the pictures that look mirrored, the surest first; none where the set is too symmetric."""
-        if not self.is_clear:
+        """Indices of the pictures that look mirrored, the surest first; none where nothing can be said."""
+        if not self.is_clear or self.in_two_groups:
             return []
         found = [i for i, sign in enumerate(self.signs) if sign < 0 and self.confidences[i] >= SUSPECT]
         return sorted(found, key=lambda index: -self.confidences[index])
@@ -120,16 +127,15 @@ class Orientation:
                 "These pictures are too symmetric, or too different from each other, to tell whether one is "
                 "mirrored: look at partings, moles, writing and watches yourself."
             )
+        if self.in_two_groups:
+            return (
+                "The pictures fall into two groups of nearly the same size: mirrored, or with the head turned the "
+                "other way. Which it is, only you can see."
+            )
         count = len(self.suspects)
         if not count:
             return "No picture looks mirrored against the others."
-        half = sum(sign < 0 for sign in self.signs) > 0.35 * len(self.signs)
-        which = (
-            " Nearly as many look the other way: which of the two groups is right, only you can say."
-            if half
-            else ""
-        )
-        return f"{count} look{'s' if count == 1 else ''} mirrored against the others.{which}"
+        return f"{count} look{'s' if count == 1 else ''} mirrored against the others."
 
 
 def look(pixels_HWC: Pixels, face: Face | None) -> Look:
