@@ -259,7 +259,7 @@ def models(bench: Bench, sd15: Path | None) -> None:
     flux = tiny_flux.files(work / "flux")["pretrained_model_name_or_path"]
     for kind, model, layers, script in (
         ("sd1", sd15, SD1, "merge_lora"),
-        ("flux", flux, FLUX, "flux_merge_lora"),
+        ("flux", flux, TOY_FLUX, "flux_merge_lora"),
     ):
         if model is None:
             continue

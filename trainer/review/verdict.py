@@ -1,7 +1,7 @@
 """Undertrained, good or overtrained: from the measures of a run's checkpoints, with reasons.
 
-Each signal is a number per checkpoint with a limit; the limits were set on runs in the demo world
-(tests/benchmarks/verdict.py prints how well they do on other runs).
+Each signal is a number per checkpoint with a limit. The limits are first values, from what the signals mean:
+how often they are right is not measured yet; tests/benchmarks/verdict.py measures it on runs in the demo world.
 """
 
 from __future__ import annotations
