@@ -5,7 +5,21 @@
     python -m tests.benchmarks.orientation --sets FOLDER --chance              # every sub-folder mixed: nobody twice
 
 Every picture of a set is taken to be right as it is. Precision is the share of named pictures that were
-mirrored, recall the share of mirrored ones that were named; sets that are called too symmetric name none.
+mirrored, recall the share of mirrored ones that were named; sets that are called too symmetric, or two groups
+of nearly the same size, name none.
+
+Measured on the first 10 people of the AT&T (ORL) face database, 10 photographs each, one draw for each person
+(small numbers: take them as a first impression):
+
+    10 % mirrored   precision 0.67  recall 0.80
+    20 % mirrored   precision 1.00  recall 0.65 (0.93 of the 7 sets that were not declined)
+    30 % mirrored   precision 1.00  recall 0.60 (0.75 of the 8)
+    confidence 0.9 and more: right for 0.95 of 319 pictures; 0.8: 0.88 of 16; 0.7: 0.60 of 5
+
+With none mirrored, over all 40 people: 5 sets fall into two groups (heads turned both ways), 1 of them called too
+symmetric as well; in the others 7 of 350 pictures are named wrongly. 26 photographs of one chessboard in one
+office (OpenCV's), 3 mirrored: these 3 and no other, at 0.99. The demo's 16 pictures with 1, 3 or 5 mirrored: these
+and no other (tests/pictures/test_orientation.py).
 """
 
 from __future__ import annotations
