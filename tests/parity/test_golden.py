@@ -104,7 +104,7 @@ def family_of(*, v2: bool = False, v_parameterization: bool = False) -> StableDi
             )
         )
     return StableDiffusion(
-        unet=unet,
+        unet=lambda: unet,
         vae=torch.nn.Identity(),
         text_encoder=text_encoder,
         tokens=cast(Any, None),
