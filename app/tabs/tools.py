@@ -107,7 +107,8 @@ def wire(panel: Panel, shell: Shell) -> None:
         shown = SHOWN_FOR.get(str(tool), ())
         return [*(gr.update(visible=name in shown) for name in names), gr.update(visible=tool == INSPECT), ""]
 
-    def on_go(tool: Any, *sent: Any, request: gr.Request) -> str:
+    def on_go(request: gr.Request, tool: Any, *sent: Any) -> str:
+        # gradio puts the request where its parameter stands, so it comes before the rest.
         values = dict(zip(names, sent, strict=True))
         if tool == INSPECT:
             return inspected(session.paths.resolve(str(values["file"] or "")))

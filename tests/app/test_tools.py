@@ -8,8 +8,11 @@ import pytest
 from safetensors.torch import load_file
 
 from app import tool_works
+from app.fields import Form
 from app.paths import Paths
-from app.tabs.tools import SHOWN_FOR, asked, inspected
+from app.session import Session
+from app.shell import Shell
+from app.tabs.tools import SHOWN_FOR, Panel, asked, inspected, render, wire
 from tests.tools.loras import SD1, write
 from trainer.controls import Controls
 from trainer.errors import ConfigError
@@ -85,3 +88,27 @@ def test_a_file_is_shown_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;" in shown
     assert "<script>" not in shown
     assert "dim: 8; alpha: 4" in shown
+
+
+def test_the_buttons_are_wired(session: Session, tmp_path: Path) -> None:
+    """What the page's own functions answer, called as gradio calls them."""
+    import gradio as gr
+    from gradio.helpers import special_args
+
+    panels: list[Panel] = []
+    with gr.Blocks() as page:
+        panels.append(render())
+        draft, everything = gr.Textbox(), [gr.Textbox()]
+        with gr.Tabs() as tabs, gr.Tab("Parameters", id="parameters"):
+            pass
+        wire(panels[0], Shell(session, Form(), everything, draft, everything, tabs))
+    functions = {function.name: function.fn for function in page.fns.values()}
+    names = list(panels[0].fields)
+    path = write(tmp_path / "a.safetensors", SD1, 8, 4.0, 1)
+    values = [str(path) if name == "file" else "" for name in names]
+    asked_by = gr.Request(username=None)
+    arguments = special_args(functions["on_go"], ["inspect", *values], asked_by)[0]
+    assert "dim: 8" in functions["on_go"](*arguments)  # type: ignore[misc]
+    shown = functions["on_tool"]("resize")  # type: ignore[misc]
+    visible = [name for name, update in zip(names, shown, strict=False) if update["visible"]]
+    assert sorted(visible) == sorted(SHOWN_FOR["resize"])
