@@ -108,7 +108,7 @@ def test_the_buttons_are_wired(session: Session, tmp_path: Path) -> None:
     values = [str(path) if name == "file" else "" for name in names]
     asked_by = gr.Request(username=None)
     arguments = special_args(functions["on_go"], ["inspect", *values], asked_by)[0]
-    assert "dim: 8" in functions["on_go"](*arguments)  # type: ignore[misc]
-    shown = functions["on_tool"]("resize")  # type: ignore[misc]
+    assert "dim: 8" in functions["on_go"](*arguments)
+    shown = functions["on_tool"]("resize")
     visible = [name for name, update in zip(names, shown, strict=False) if update["visible"]]
     assert sorted(visible) == sorted(SHOWN_FOR["resize"])

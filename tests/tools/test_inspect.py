@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_what_our_own_run_writes_comes_back(tmp_path: Path) -> None:
     """A trained file's metadata gives the settings that it was trained with."""
     from tests import runs
 
-    settings = {
+    settings: dict[str, Any] = {
         "network_dim": 4,
         "network_alpha": 2,
         "optimizer_args": "weight_decay=0.02",
