@@ -44,10 +44,11 @@ def main() -> None:
         made: dict[str, dict[str, Path]] = {}
         for name in names:
             config = configuration.load(REPOSITORY / "presets" / f"{name}.json").config
-            family = Job.from_config(config, base=REPOSITORY).family
+            family = "flux" if config.flux1_checkbox else "sdxl" if config.sdxl else "sd"
             if family not in made:
                 made[family] = MODELS[family](Path(scratch))
             files = {field: str(path) for field, path in made[family].items()}
+            files |= {"output_dir": scratch, "train_data_dir": scratch}
             job = Job.from_config(config.model_copy(update=files), base=REPOSITORY)
             size = re.search(r"(\d+) GB", config.training_comment)
             card = options.vram or float(size[1] if size else 0)
