@@ -51,11 +51,12 @@ def pack(model: nn.Module) -> int:
     Returns:
         How many layers that concerns.
     """
-    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    known = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not known or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return 0
     layers = [layer for layer in model.modules() if can_pack(layer)]
     for layer in layers:
-        layer.forward = _Layer(layer)  # type: ignore[method-assign, assignment]
+        layer.forward = _Layer(layer)
     return len(layers)
 
 
@@ -73,9 +74,8 @@ class _Layer:
             x_BCHW = x_BCHW.to(torch.get_autocast_dtype("cpu"))
         if self.turned is None:
             self._pack(x_BCHW)
-        out: Tensor = _Convolution.apply(
-            x_BCHW, self.layer.weight, self.turned, self.layer.bias, self.padding
-        )
+        inputs = (x_BCHW, self.layer.weight, self.turned, self.layer.bias, self.padding)
+        out: Tensor = _Convolution.apply(*inputs)  # type: ignore[no-untyped-call]
         return out
 
     def _pack(self, x_BCHW: Tensor) -> None:
