@@ -395,15 +395,38 @@ window.kiln = (() => {
     }
 
     // ---- languages: the page is written in English; a file holds what each text is in another language -----
-    const words = {code: "en", of: {}, seen: new WeakMap()};
+    const words = {code: "en", of: {}, patterns: [], known: new Map(), seen: new WeakMap()};
+    const NUMBER = "\\d+(?:[.,:]\\d+)*";
     const UNTOUCHED = "textarea, input, select:not(.kiln-words), code, pre, script, style, figcaption, .kiln-asis, .kiln-runs b, .kiln-queue b";
 
-    function say(source) {
+    function said(text) {
+        if (words.of[text]) return words.of[text];
         const numbers = [];
-        const key = source.trim().replace(/\d+(?:[.,:]\d+)*/g, (number) => { numbers.push(number); return "{}"; });
-        const found = words.of[source.trim()] || words.of[key];
-        if (!found) return source;
-        return source.replace(source.trim(), () => found.replace(/\{\}/g, () => numbers.shift() || ""));
+        const key = text.replace(new RegExp(NUMBER, "g"), (number) => { numbers.push(number); return "{}"; });
+        if (words.of[key]) return words.of[key].replace(/\{\}/g, () => numbers.shift() || "");
+        for (const [pattern, found] of words.patterns) {
+            const parts = text.match(pattern);
+            if (parts) return found.replace(/\{\*?\}/g, () => { parts.shift(); return parts[0] || ""; });
+        }
+        return text;
+    }
+
+    function say(source) {
+        const text = source.trim();
+        if (!words.known.has(text)) {
+            if (words.known.size > 5000) words.known.clear();  // a log grows
+            words.known.set(text, said(text));
+        }
+        const found = words.known.get(text);
+        return found === text ? source : source.replace(text, () => found);
+    }
+
+    // {*} stands for a name, {} for a number.
+    function patterns() {
+        const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+        return Object.entries(words.of).filter(([source]) => source.includes("{*}")).map(([source, found]) => [
+            new RegExp(`^${source.split(/(\{\*?\})/).map((part) => part === "{*}" ? "(.+?)" : part === "{}" ? `(${NUMBER})` : escaped(part)).join("")}$`, "s"),
+            found]);
     }
 
     function translate(node) {
@@ -434,6 +457,8 @@ window.kiln = (() => {
     async function language(code) {
         words.of = code === "en" ? {} : await state.server.words({code});
         words.code = code;
+        words.patterns = patterns();
+        words.known.clear();
         document.documentElement.lang = code;
         try { localStorage.setItem("kiln-language", code); } catch { /* as above */ }
         translateAll(document.body);
