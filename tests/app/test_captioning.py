@@ -17,6 +17,7 @@ from app import captions
 from app.paths import Paths
 from app.session import Session
 from tests.captioning import tiny
+from trainer.config import KohyaConfig
 from trainer.errors import ConfigError, DatasetError, TrainerError
 from trainer.files import REPOSITORY
 
@@ -212,8 +213,8 @@ def test_other_machines_stay_inside_the_roots(tmp_path: Path, folder: Path) -> N
     session = Session(
         paths=Paths(roots, confined=True),
         state=tmp_path / "state2",
-        config=None,
-        base=tmp_path,  # type: ignore[arg-type]
+        config=KohyaConfig(),
+        base=tmp_path,
     )
     model = str(REPOSITORY / "assets" / "demo" / "base")
     with pytest.raises(ConfigError, match="outside"):
