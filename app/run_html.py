@@ -160,7 +160,7 @@ def _timeline(run: RunFolder, thumbnails: Thumbnails) -> str:
     left_out = len(run.rows) - MOST_ROWS
     note = f'<p class="kiln-empty">{left_out} more prompts are not shown.</p>' if left_out > 0 else ""
     return (
-        f'<section><h4>Samples</h4><p class="kiln-empty">{HOW_TO_COMPARE}</p>'
+        f'<section id="review-samples"><h4>Samples</h4><p class="kiln-empty">{HOW_TO_COMPARE}</p>'
         f'<div class="kiln-timeline"><table><thead><tr><td></td>{"".join(head)}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{note}</section>"
     )

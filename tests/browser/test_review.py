@@ -57,8 +57,8 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     page.locator("#runs [data-review-run]").first.click()
     pictures = page.locator(".kiln-timeline [data-pick]")
     expect(pictures).to_have_count(6)
-    expect(page.locator("thead th")).to_contain_text(["Before training", "Step 4", "Step 8"])
-    expect(page.locator("tbody th").first).to_contain_text("a <b>bold</b> cat")
+    expect(page.locator("#review-samples thead th")).to_contain_text(["Before training", "Step 4", "Step 8"])
+    expect(page.locator("#review-samples tbody th").first).to_contain_text("a <b>bold</b> cat")
     for image in page.locator(".kiln-timeline img").all():
         expect(image).to_have_js_property("complete", True)
         assert image.evaluate("image => image.naturalWidth") == 64
@@ -99,7 +99,7 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     expect(form.locator("[name=strengths]")).to_have_value("0.6, 1.2")
 
     # The file of step 4 is chosen by its name under the step, kept, and copied.
-    page.locator("thead label", has_text="tiny-step00000004").first.click()
+    page.locator("#review-samples thead label", has_text="tiny-step00000004").first.click()
     form.locator("[name=final_name]").fill("cat lora")
     form.locator("[name=copy_to]").fill(str(models))
     form.locator("[name=alone]").check()
@@ -126,7 +126,7 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     tab.tab("Review")
     page.locator("#runs [data-review-run]").first.click()
     expect(page.locator(".kiln-review h3")).to_have_text("tiny-2")
-    expect(page.locator("thead th b").first).to_have_text("Step 4")
+    expect(page.locator("#review-samples thead th b").first).to_have_text("Step 4")
 
     # On a phone, in another language, in the dark.
     page.set_viewport_size({"width": 390, "height": 844})
