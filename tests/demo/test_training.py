@@ -55,4 +55,9 @@ def test_shows_the_subject_and_still_follows_the_prompt(trained: figures.Rates) 
 
 @pytest.mark.long
 def test_three_times_the_steps_burns_it(trained: figures.Rates, tmp_path: Path) -> None:
-    assert rates(train(tmp_path, times=3)).intact <= trained.intact - 0.3
+    """It shows the subject whatever is asked for, and more of the faces come apart."""
+    burnt = rates(train(tmp_path, times=3))
+    assert burnt.subject >= 0.8
+    assert burnt.background <= trained.background - 0.5
+    assert burnt.clothes <= trained.clothes - 0.5
+    assert burnt.intact <= trained.intact - 0.2
