@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -74,6 +73,7 @@ class _Once:
 
 
 def _warm_up() -> None:
+    """Import PyTorch whole: two threads that each import a part of it would find the other's half done."""
     import trainer.runner  # noqa: F401
 
 
@@ -285,8 +285,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             return ask
 
         def on_check(sent: Any) -> str:
-            if "torch" not in sys.modules:
-                _warm_up()  # the first check waits for it; the page does not
+            _warm_up()  # the first check waits for it; the page does not
             config, where = page_of(sent)
             try:
                 return checks_html(checks(config, where, session.paths, session.queue))

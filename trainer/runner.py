@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch._dynamo  # an optimizer would, at its first step, while another thread may import it too
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
