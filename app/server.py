@@ -85,6 +85,7 @@ def launch(session: Session, options: Options, opened: Callable[[], None] | None
         head=page.head(form),
         app_kwargs={"middleware": [guard]},
         prevent_thread_lock=True,
+        _frontend=False,  # no request to itself first, which a busy machine answers too late for gradio
     )
     return blocks
 
