@@ -104,6 +104,9 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         except TrainerError as error:
             return {"error": str(error)}
 
+    def news(data: Any) -> str:
+        return train.cursor(session)
+
     def words_of(data: Any) -> dict[str, str]:
         code = str(data.get("code", "")) if isinstance(data, dict) else ""
         return {**looks.helps(code), **looks.words(code)}
@@ -128,7 +131,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         bridge = gr.HTML(
             "",
             js_on_load=CONNECT,
-            server_functions=[browse_files, act_on_run, words_of],
+            server_functions=[browse_files, act_on_run, words_of, news],
             elem_id="bridge",
             padding=False,
         )
@@ -167,7 +170,6 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
                 past = review.render(session, form)
                 tool_panel = tools.render()
         cursor = gr.Textbox(visible=False)
-        timer = gr.Timer(1.0)
 
         fields: list[Component] = list(form.widgets.values())
         everything = [*fields, rest, base, origin]
@@ -315,7 +317,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         ).then(None, None, None, js="() => kiln.checked()", **QUIET)
         bridge.collect(None, everything, draft, **EDITED)
         bridge.parts(None, None, parts, js="() => kiln.parts()", **QUIET)
-        bridge.now(on_tick, cursor, [cursor, *panel.outputs, past], **QUIET)
+        bridge.now(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **QUIET)
         preset.input(None, everything, draft, **COLLECT).then(
             guarded(on_preset), [preset, draft], outputs, **QUIET
         ).success(None, everything, draft, **LOADED)
@@ -344,9 +346,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         panel.save.click(guarded(on_ask("save")), None, None, **QUIET)
         # gradio's own autoscroll stays at the top once many lines come at a time.
         gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **QUIET)
-        timer.tick(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **QUIET)
-        timer.tick(None, None, None, js="() => kiln.review.tick()", **QUIET)
-        captioning.wire(captioning_tab, timer)
+        captioning.wire(captioning_tab)
     return page, form
 
 

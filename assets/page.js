@@ -541,6 +541,27 @@ window.kiln = (() => {
     function connect(server, trigger) {
         state.server = server;
         state.trigger = trigger;
+        if (!state.following) state.following = setInterval(follow, 1000);
+    }
+
+    // One question a second; gradio, which goes through the whole page for every event, hears of news only.
+    let asking = false, seen = "", seenAt = 0;
+    async function follow() {
+        for (const tab of [window.kiln.review, window.kiln.captions]) if (tab) tab.tick();
+        if (asking || document.hidden && Date.now() - seenAt < 10000) return;
+        asking = true;
+        try {
+            const now = await state.server.news({});
+            if (now !== seen || Date.now() - seenAt > 15000) {  // an answer may have been lost
+                seen = now;
+                seenAt = Date.now();
+                state.trigger("now");
+            }
+        } catch (error) {
+            seen = "";  // the server is away: ask again
+        } finally {
+            asking = false;
+        }
     }
 
     return {all, apply, browse, check, checked, connect, draft, edited, family, fill, go, loaded, opening, parts, pending, state};

@@ -152,7 +152,6 @@ def render(session: Session) -> None:
     )
 
 
-def wire(tab: gr.Tab, timer: gr.Timer) -> None:
-    """Look when the tab is opened, and follow a captioning that goes on."""
+def wire(tab: gr.Tab) -> None:
+    """Look when the tab is opened; the page's own clock follows a captioning that goes on."""
     tab.select(None, None, None, js="() => kiln.captions.opened()", **QUIET)
-    timer.tick(None, None, None, js="() => kiln.captions.tick()", **QUIET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 import pandas as pd
@@ -14,7 +14,7 @@ from app.session import Session
 from app.tabs.review import past_html
 from app.view import Part, Point, State, act_button, alert, row
 
-__all__ = ["PARTS", "Panel", "buttons", "refused", "render", "tick"]
+__all__ = ["PARTS", "Panel", "buttons", "cursor", "refused", "render", "tick"]
 
 PARTS: tuple[Part, ...] = (
     "progress",
@@ -183,23 +183,30 @@ def tick(session: Session, seen: str | None) -> list[Any]:
         The new cursor, then a value for each of `Panel.outputs` and for the runs of Review; those that
         have not changed are skipped.
     """
+    now = cursor(session)
+    if seen == now:
+        return [gr.skip()] * (1 + BUTTONS + len(PARTS))
+    run, doing, *revisions = now.split(" ")
+    state = cast("State", doing)
+    before = (seen or "").split(" ")
+    if len(before) != 2 + len(PARTS) or before[0] != run:
+        before = [""] * (2 + len(PARTS))
+    has_turned = before[1] != state
+    values: list[Any] = [now, *(buttons(state) if has_turned else [gr.skip()] * BUTTONS)]
+    for part, old, new in zip(PARTS, before[2:], revisions, strict=True):
+        is_old = old == new and not (has_turned and part == "progress")
+        values.append(gr.skip() if is_old else _drawn(session, part, state))
+    return values
+
+
+def cursor(session: Session) -> str:
+    """What there is to see: server and run, state, and the revision of each part."""
     state = session.doing  # asked before the events are read: the last ones then belong to what it says
     view, run = session.view, f"{session.key}-{session.runs}"
     view.update()
     of_list = session.queue.revision
     revisions = [of_list if part in OF_THE_LIST else view.revisions[part] for part in PARTS]
-    cursor = " ".join([run, state, *map(str, revisions)])
-    if seen == cursor:
-        return [gr.skip()] * (1 + BUTTONS + len(PARTS))
-    before = (seen or "").split(" ")
-    if len(before) != 2 + len(PARTS) or before[0] != run:
-        before = [""] * (2 + len(PARTS))
-    has_turned = before[1] != state
-    values: list[Any] = [cursor, *(buttons(state) if has_turned else [gr.skip()] * BUTTONS)]
-    for part, old, new in zip(PARTS, before[2:], revisions, strict=True):
-        is_old = old == str(new) and not (has_turned and part == "progress")
-        values.append(gr.skip() if is_old else _drawn(session, part, state))
-    return values
+    return " ".join([run, state, *map(str, revisions)])
 
 
 def _drawn(session: Session, part: Part, state: State) -> Any:
