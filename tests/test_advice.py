@@ -173,7 +173,7 @@ def test_out_of_memory_ends_the_run_with_advice_and_gives_the_memory_back(
         return predict(self, *args)
 
     monkeypatch.setattr(StableDiffusion, "predict", fails)
-    run, events = job(tmp_path, blocks_to_swap=5), EventLog()
+    run, events = job(tmp_path, blocks_to_swap=5, skip_verdict=True), EventLog()
     with pytest.raises(OutOfMemoryError) as failure:
         runner.run(run, events)
     happened = events.since(0)[0]

@@ -178,7 +178,7 @@ CASES: Mapping[str, Case] = {
             "LoRA_type": "Kohya LoCon",
             "conv_dim": 8,
             "conv_alpha": 4,
-            "scale_weight_norms": 1.0,
+            "scale_weight_norms": 1,
             "loraplus_lr_ratio": 4,
         },
     ),
