@@ -335,6 +335,11 @@ def _go_on(run: RunFolder) -> str:
 SAYS = {"undertrained": "Undertrained", "good": "Good", "overtrained": "Overtrained"}
 
 
+UNMEASURED = (
+    "The limits behind this are first guesses, not yet measured: look at the samples before you trust it."
+)
+
+
 def verdict_html(run: RunFolder, verdict: Verdict | None) -> str:
     """The verdict and every signal behind it; without one, the button that asks for it."""
     if not run.checkpoints:
@@ -370,7 +375,7 @@ def verdict_html(run: RunFolder, verdict: Verdict | None) -> str:
     return (
         f'<section class="kiln-verdict {html.escape(verdict.kind)}">'
         f"<h4><span>Verdict</span> · <span>{SAYS.get(verdict.kind, '')}</span></h4>"
-        f"<p>{html.escape(verdict.sentence)}</p>{row(buttons)}"
+        f'<p>{html.escape(verdict.sentence)}</p><p class="kiln-empty">{UNMEASURED}</p>{row(buttons)}'
         f"<details><summary>What it rests on</summary>{table}</details></section>"
     )
 
