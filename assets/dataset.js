@@ -255,8 +255,7 @@ kiln.dataset = (() => {
     // ---- cropping --------------------------------------------------------------------------------------------
     const RATIOS = [["Free", 0], ["1 : 1", 1], ["2 : 3", 2 / 3], ["3 : 2", 3 / 2], ["3 : 4", 3 / 4], ["4 : 3", 4 / 3], ["9 : 16", 9 / 16], ["16 : 9", 16 / 9]];
 
-    async function cropping() {
-        const id = state.picked.size === 1 ? [...state.picked][0] : state.at;
+    async function cropping(id = state.picked.size === 1 ? [...state.picked][0] : state.at) {
         if (!id) return;
         const answer = await ask({do: "preview", id});
         if (!answer) return;
@@ -575,7 +574,10 @@ kiln.dataset = (() => {
         const item = event.target.closest("#dataset-grid figure");
         if (item) { choose(item.dataset.id, event); item.focus({preventScroll: true}); }
     });
-    document.addEventListener("dblclick", (event) => { if (event.target.closest("#dataset-grid figure")) cropping(); });
+    document.addEventListener("dblclick", (event) => {
+        const item = event.target.closest("#dataset-grid figure");  // two clicks have chosen it and let it go again
+        if (item) cropping(item.dataset.id);
+    });
     document.addEventListener("pointerdown", (event) => { if (state.crop && event.target.closest("#dataset-crop .stage")) drag(event); });
     document.addEventListener("change", (event) => {
         if (event.target.id === "dataset-files" || event.target.id === "dataset-folders") {

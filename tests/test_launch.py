@@ -59,6 +59,16 @@ BUSY: dict[str, Any] = {
 }
 
 
+# Adam divides a gradient by its own size, so where that is below its epsilon it makes steps of what is rounding: one
+# process with another convolution kernel then ends 5e-2 from itself. Here a difference stays as small as it arose.
+LINEAR: dict[str, Any] = {
+    "optimizer": "SGDNesterov",
+    "learning_rate": 0.2,
+    "unet_lr": 0.2,
+    "text_encoder_lr": 0.2,
+}
+
+
 def steps_of(events: Sequence[Event]) -> dict[int, StepDone]:
     return {event.step: event for event in events if isinstance(event, StepDone)}
 
@@ -84,7 +94,7 @@ def watch(events: EventLog, act: Any) -> threading.Thread:
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(folder: Path) -> None:
-    job, events, controls = launched(folder, train_batch_size=2)
+    job, events, controls = launched(folder, train_batch_size=2, **LINEAR)
     controls.save.set()
     controls.sample.set()
     stopper = watch(events, controls.stop.set)
@@ -104,7 +114,7 @@ def test_two_processes_are_one_with_twice_the_batch(folder: Path) -> None:
 
     # One process goes on from their state, and another one did it all from the start.
     wide = Wider(7)
-    both = {**BUSY, "train_batch_size": 4, "sample_prompts": ""}
+    both = {**BUSY, **LINEAR, "train_batch_size": 4, "sample_prompts": ""}
     _, rest = train(folder, wide, resume=str(outcome.state), output_name="rest", **both)
     _, whole = train(folder, wide, output_name="whole", **both)
     parts, reference = steps_of(said) | steps_of(rest), steps_of(whole)
@@ -115,7 +125,7 @@ def test_two_processes_are_one_with_twice_the_batch(folder: Path) -> None:
         assert parts[step].lr == done.lr
     mine = load_file(folder / "out" / "rest.safetensors")
     for name, tensor in load_file(folder / "out" / "whole.safetensors").items():
-        torch.testing.assert_close(mine[name], tensor, rtol=2e-3, atol=2e-5)
+        torch.testing.assert_close(mine[name], tensor, rtol=2e-3, atol=5e-6)
 
 
 @pytest.mark.slow
