@@ -365,7 +365,10 @@ window.kiln = (() => {
         if (data.ask && !window.confirm(data.ask)) return;
         const answer = await state.server.act(data);
         const box = document.getElementById("kiln-answer");
-        if (box) box.textContent = answer.error || answer.message || "";
+        if (box) {
+            box.textContent = answer.error || answer.message || "";
+            if (!answer.error) setTimeout(() => { if (box.textContent === answer.message) box.textContent = ""; }, 8000);
+        }
         if (answer.values) fill(answer);
         if (state.trigger) state.trigger("now");
     }
