@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -51,7 +52,8 @@ def serve(options: Options) -> None:
     try:
         _wait_for_end(session)
     finally:
-        blocks.close(verbose=False)
+        with contextlib.suppress(KeyboardInterrupt):  # pressed once more: nothing is left to save
+            blocks.close(verbose=False)
 
 
 def launch(session: Session, options: Options, opened: Callable[[], None] | None = None) -> gr.Blocks:
