@@ -75,13 +75,12 @@ class Seen:
     trashed: tuple[Path, ...]
     model: str
     """Base model to draw with, as it stands in the settings."""
-    verdict: str = ""
-    """HTML."""
+    verdict: Verdict | None = None
 
 
 def run_html(run: RunFolder, seen: Seen, thumbnails: Thumbnails) -> str:
     """The whole of a run's part of the page."""
-    parts = [_head(run, seen), seen.verdict]
+    parts = [_head(run, seen), verdict_html(run, seen.verdict)]
     if run.pictures:
         parts.append(_timeline(run, thumbnails))
     else:
@@ -239,6 +238,7 @@ def _form(run: RunFolder, seen: Seen) -> str:
     if not run.checkpoints:
         return '<p class="kiln-empty">No LoRA file has been saved yet.</p>'
     last = run.checkpoints[-1]
+    kinds = {} if seen.verdict is None else seen.verdict.kinds
     files = []
     for each in run.checkpoints:
         name, value = html.escape(each.path.name), html.escape(each.path.name, quote=True)
@@ -246,6 +246,7 @@ def _form(run: RunFolder, seen: Seen) -> str:
         files.append(
             f'<tr><td><label><input type="radio" name="file" id="{_file_id(run, each)}" value="{value}"{checked}> '
             f"{name}</label></td><td>step {each.step}</td><td>{_size(each.size_bytes)}</td>"
+            f"<td>{SAYS.get(kinds.get(each.path.name, ''), '')}</td>"
             f'<td><label><input type="checkbox" name="files" value="{value}" checked> in the grid</label></td></tr>'
         )
     table = f'<div class="kiln-timeline"><table class="kiln-files">{"".join(files)}</table></div>'
@@ -335,6 +336,11 @@ def _go_on(run: RunFolder) -> str:
 SAYS = {"undertrained": "Undertrained", "good": "Good", "overtrained": "Overtrained"}
 
 
+PICTURES = (
+    '<div class="kiln-row"><label class="kiln-field"><span>Training pictures</span>'
+    '<input type="text" name="pictures" form="review-form" spellcheck="false" '
+    'placeholder="The folder that holds folders such as 10_name"></label></div>'
+)
 UNMEASURED = (
     "The limits behind this are first guesses, not yet measured: look at the samples before you trust it."
 )
@@ -347,7 +353,10 @@ def verdict_html(run: RunFolder, verdict: Verdict | None) -> str:
     if verdict is None:
         words = "Is it over-cooked, and which file is the one? The files are measured, which takes a while."
         button = row(_button("Judge this run", "judge"))
-        return f'<section><h4>Verdict</h4><p class="kiln-empty">{words}</p>{button}</section>'
+        # Kohya's engine writes neither path into a LoRA file; without a JSON nobody knows them.
+        has_pictures = run.config is not None and run.config.train_data_dir.strip()
+        asks = "" if has_pictures else PICTURES
+        return f'<section><h4>Verdict</h4><p class="kiln-empty">{words}</p>{asks}{button}</section>'
     buttons = ""
     named = next((each for each in run.checkpoints if each.path.name == verdict.file), None)
     if named is not None:

@@ -56,7 +56,8 @@ from trainer.objectives import objective_for
 from trainer.plan import Plan
 from trainer.processes import PeerLostError, Processes, join
 from trainer.progress import Scalars
-from trainer.review.watch import Watch
+from trainer.review.probe import held_batches
+from trainer.review.watch import PICTURES, Watch
 
 __all__ = ["prepare", "run"]
 
@@ -252,6 +253,8 @@ def prepare(
     say(f"VAE and text encoders read in {time.perf_counter() - began:.1f} s")
     with processes.one_of_each_machine_first():
         latents = caches.prepare(job, dataset, family, draws, emit=events.emit, stop=controls.stop.is_set)
+        measured = latents is not None and processes.is_first and not config.skip_verdict
+        held = held_batches(dataset.held_out(), family, PICTURES) if measured else ()
         if latents is not None:
             family.move(["vae"], torch.device("cpu"))
         family.prepare_text(job, dataset, emit=events.emit, stop=controls.stop.is_set)
@@ -314,8 +317,8 @@ def prepare(
     )
     if resumed is not None:
         _restore(current, resumed, say)
-    if latents is not None and processes.is_first and not config.skip_verdict:
-        current.watch = Watch(dataset, latents, job.journal.parent / "measures.json")
+    if latents is not None and measured:
+        current.watch = Watch(dataset, latents, job.journal.parent / "measures.json", held)
     events.emit(
         JobStarted(
             name=job.output_name,

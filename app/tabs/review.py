@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 
 from app.fields import Form
-from app.run_html import Seen, Thumbnails, kept_html, run_html, verdict_html
+from app.run_html import Seen, Thumbnails, kept_html, run_html
 from app.runs import Run
 from app.session import Session
 from app.shell import base_name, user_of
@@ -188,7 +188,7 @@ def _shown(session: Session, found: Opened, user: str) -> dict[str, Any]:
         grids=grid_lists(pictures_folder(run.folder), run.name),
         trashed=keeping.trashed(run.folder),
         model=run.config.pretrained_model_name_or_path if run.config else "",
-        verdict=verdict_html(run, verdict_of(run)),
+        verdict=verdict_of(run),
     )
     content = run_html(run, seen, Thumbnails(session.thumbnails))
     return {
@@ -284,11 +284,11 @@ def _keep(session: Session, found: Opened, data: Mapping[str, Any], user: str) -
 
 
 def _drawing_config(run: RunFolder, data: Mapping[str, Any]) -> KohyaConfig:
-    """The run's settings with the base model that a person named."""
+    """The run's settings with the base model and the pictures that a person named."""
     config = keeping.settings_of(run)
-    model = str(data.get("model") or "").strip()
-    if model:
-        config = config.model_copy(update={"pretrained_model_name_or_path": model})
+    for typed, name in (("model", "pretrained_model_name_or_path"), ("pictures", "train_data_dir")):
+        if value := str(data.get(typed) or "").strip():
+            config = config.model_copy(update={name: value})
     if not config.pretrained_model_name_or_path.strip():
         raise ConfigError("no base model is known for this run: name it under Base model")
     return config

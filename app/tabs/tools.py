@@ -159,7 +159,7 @@ def asked(tool: str, values: dict[str, Any]) -> ToolWork:
         elif isinstance(value, str):
             found[name] = value.strip()
         else:
-            found[name] = value
+            found[name] = value or None  # 0 stands for an empty field
     if found.get("method") != "svd" and tool == "merge":
         found["rank"] = found["conv_rank"] = None
     if tool == "resize" and not found.get("method"):

@@ -181,6 +181,23 @@ def test_a_grid_is_put_into_the_queue_with_its_paths_checked(session: Session, t
         ask(session, do="grid", files=[], strengths="1", prompts="a", **run)
 
 
+def test_a_run_without_settings_is_judged_by_pictures_that_a_person_names(
+    session: Session, tmp_path: Path
+) -> None:
+    folder = results(tmp_path / "mine" / "out")
+    assert 'name="pictures"' not in verdict_html(open_run(folder), None)
+    next(folder.glob("*.json")).unlink()
+    assert 'name="pictures" form="review-form"' in verdict_html(open_run(folder), None)
+    session.runner._thread = type("Going", (), {"is_alive": lambda self: True})()
+    run = {"do": "judge", "path": str(folder), "name": "run", "model": "mine/model.safetensors"}
+    ask(session, pictures="mine/img", **run)
+    (waiting,) = session.queue.waiting()
+    config = json.loads(waiting.config)["config"]
+    assert (waiting.kind, config["train_data_dir"]) == ("verdict", str(tmp_path / "mine" / "img"))
+    with pytest.raises(ConfigError, match="outside the folders"):
+        ask(session, pictures="/etc", **run)
+
+
 def test_a_report_is_saved_and_given_out(session: Session, tmp_path: Path) -> None:
     folder = results(tmp_path / "mine" / "out")
     told = ask(session, do="report", path=str(folder), name="run")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from app import tool_works
+from app import works
 from app.fields import Form
 from app.paths import Paths
 from app.session import Session
@@ -37,7 +37,7 @@ def test_fields_become_a_file(tmp_path: Path) -> None:
             "precision": "fp16",
         },
     )
-    work = tool_works.work(wanted.as_json(), tmp_path, paths)
+    work = works.load("tool", wanted.as_json(), tmp_path, paths)
     events = EventLog()
     perform(work, events, Controls())
     said = events.since(0)[0]
@@ -75,7 +75,7 @@ def test_what_is_missing_or_outside_is_refused(tmp_path: Path) -> None:
     paths = Paths({"out": tmp_path}, confined=True)
     wanted = asked("resize", {"file": "/etc/passwd", "rank": 4, "output": "out/b.safetensors"})
     with pytest.raises(ConfigError, match="outside the folders"):
-        tool_works.work(wanted.as_json(), tmp_path, paths)
+        works.load("tool", wanted.as_json(), tmp_path, paths)
 
 
 def test_every_tool_has_its_fields() -> None:

@@ -56,7 +56,7 @@ def work(settings: str, base: Path, paths: Paths) -> Counting:
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(works.KINDS, "counting", __name__)
+    monkeypatch.setitem(works.KINDS, "counting", work)
 
 
 def _ended(session: Session, run: Run) -> Run:

@@ -107,7 +107,13 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     expect(page.locator(".kiln-alert.done", has_text="<lora:cat lora:0.8>")).to_be_visible()
     assert [path.name for path in out.glob("*.safetensors")] == ["cat lora.safetensors"]
     assert read_header(models / "cat lora.safetensors")["ss_steps"] == "4"
-    expect(page.locator(".kiln-files td").first).to_contain_text("cat lora")
+    # The others lie in the trash; once they are back, the step of each is known as before.
+    assert "tiny.safetensors" in [path.name for path in (out / "trash").iterdir()]
+    page.get_by_role("button", name="Bring them back").click()
+    expect(page.locator(".kiln-files tr", has_text="tiny.safetensors")).to_contain_text("step 8")
+    assert list((out / "trash").iterdir()) == []
+    expect(page.locator(".kiln-files tr")).to_have_count(len(list(out.glob("*.safetensors"))))
+    page.locator(".kiln-files label", has_text="cat lora").first.click()
 
     with page.expect_download() as download:
         page.get_by_role("button", name="Save a report").click()
@@ -127,6 +133,10 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     page.locator("#runs [data-review-run]").first.click()
     expect(page.locator(".kiln-review h3")).to_have_text("tiny-2")
     expect(page.locator("#review-samples thead th b").first).to_have_text("Step 4")
+    # Its charts show what was trained before, too.
+    loss = page.locator(".kiln-chart[role=img]").first
+    expect(loss).to_have_attribute("data-first", "1")
+    expect(loss).to_contain_text("goes on from step 4")
 
     # On a phone, in another language, in the dark.
     page.set_viewport_size({"width": 390, "height": 844})

@@ -35,7 +35,13 @@ FREE_LISTS = {
 def test_all_287_settings_are_there_and_those_of_our_own() -> None:
     assert sorted(set(NAMES) - set(KilnFields.model_fields)) == sorted(BY_KEY)
     assert len(BY_KEY) == 287
-    assert set(KilnFields.model_fields) == {"quantized_base", "origin_step", "origin_epoch", "skip_verdict"}
+    assert set(KilnFields.model_fields) == {
+        "quantized_base",
+        "origin_step",
+        "origin_epoch",
+        "skip_verdict",
+        "hold_out",
+    }
     for name in KilnFields.model_fields:
         ui = ui_of(name)
         assert (ui.section, ui.sd_scripts_arg) == ("LoRA Kiln", None)

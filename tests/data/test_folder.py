@@ -283,3 +283,23 @@ def test_progress_and_speed_for_a_thousand_pictures(
     assert seen == [(number + 1, 1000) for number in range(1000)]
     assert first < 60
     assert again < first
+
+
+def test_some_pictures_are_held_out_where_it_is_asked_for_and_there_are_enough(tmp_path: Path) -> None:
+    for number in range(16):
+        picture(tmp_path / "3_x" / f"{number:02}.png", (64, 64), seed=number)
+    everything = scan(job(tmp_path))
+    assert (len(everything.pictures), everything.num_train_images, everything.held) == (16, 48, ())
+    dataset = scan(job(tmp_path, hold_out=True))
+    assert [each.path.name for each, _ in dataset.held] == ["04.png", "12.png"]
+    assert (len(dataset.pictures), dataset.num_train_images) == (14, 42)
+    assert not {each.path for each, _ in dataset.held} & {each.path for each in dataset.pictures}
+    assert "held out for the verdict and not trained: 04.png, 12.png" in messages(dataset, "info")
+    beside = dataset.held_out()
+    assert beside is not None
+    assert [each.path.name for each in beside.pictures] == ["04.png", "12.png"]
+    for number in range(5):
+        (tmp_path / "3_x" / f"{number:02}.png").unlink()
+    few = scan(job(tmp_path, hold_out=True))
+    assert (few.num_train_images, few.held_out()) == (33, None)
+    assert "no picture is held out: 11 pictures are few" in messages(few, "info")

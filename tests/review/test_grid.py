@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import tiny, tiny_flux
 from tests.runs import train
 from trainer.errors import ConfigError, StopTraining
 from trainer.events import Event, Progress, SampleReady
@@ -88,6 +90,31 @@ def test_a_grid_shows_what_the_samples_of_the_run_showed(trained: Path, tmp_path
     (listed,) = grid_lists(out, "toy")
     assert (listed.sheet, len(listed.cells)) == (done.path, len(grid.cells))
     assert grid_lists(out, "another") == ()
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux"])
+def test_other_families_draw_grids_too(family: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "max_train_steps": 1,
+        "sample_every_n_steps": 1,
+        "sample_prompts": "tok cat --w 64 --h 64 --s 1 --d 5 --l 2 --n ugly",
+        "unet_lr": 0.05,
+        "skip_verdict": True,
+    }
+    if family == "flux":
+        options = tiny_flux.settings(tmp_path, **options)
+    else:
+        model = tiny.sdxl_file(tmp_path / "xl.safetensors")
+        options |= {"sdxl": True, "pretrained_model_name_or_path": str(model)}
+    train(tmp_path, **options)
+    run = open_run(tmp_path / "out")
+    grid = grid_of(run, tmp_path, prompts="", strengths="1 0.5", with_base=True)
+    drawn(grid)
+    base, full, half = (pixels(cell.path) for cell in grid.cells)
+    (sample,) = run.pictures
+    assert np.array_equal(full, pixels(sample.path))
+    assert not np.array_equal(full, base)
+    assert not np.array_equal(half, base)
 
 
 def test_a_grid_that_was_stopped_goes_on(trained: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from tests.runs import train
 from trainer.errors import ConfigError
 from trainer.events import StepDone
+from trainer.review.charts import charts
+from trainer.review.keep import continue_config, keep
 from trainer.review.run_folder import open_run, read_header
 
 PROMPTS = "tok cat --w 64 --h 64 --s 2 --d 5\na <b>dog</b> --w 64 --h 64 --s 2 --d 6"
@@ -158,8 +160,6 @@ def test_what_is_no_results_folder_is_said(tmp_path: Path) -> None:
 
 
 def test_a_continued_run_counts_on(trained: tuple[Path, list[StepDone]], tmp_path: Path) -> None:
-    from trainer.review.keep import continue_config
-
     source = shutil.copytree(trained[0] / "out", tmp_path / "out")
     run = open_run(source)
     config = continue_config(run, run.checkpoint("toy-000001.safetensors"), 2)
@@ -185,6 +185,15 @@ def test_a_continued_run_counts_on(trained: tuple[Path, list[StepDone]], tmp_pat
     assert went_on.steps == (4, 8, 12)
     assert went_on.planned_steps == 12
     assert [point.step for point in went_on.points] == list(range(5, 13))
+    # The chart begins where the first run began, also where the file has another name by now.
+    kept = keep(run, run.checkpoint("toy-000001.safetensors"), "chosen")
+    renamed = json.loads((config_file := went_on.config_file or source).read_text(encoding="utf-8"))
+    config_file.write_text(json.dumps(renamed | {"network_weights": str(kept.path)}), encoding="utf-8")
+    for each in (went_on, open_run(source, "toy-2")):
+        assert each.earlier == run.points[:4]
+        loss = charts(each)[0][1]
+        assert 'data-first="1" data-last="12"' in loss
+        assert "goes on from step 4" in loss
     # Without the journal it is the same.
     shutil.rmtree(source / "logs")
     assert open_run(source, "toy-2").steps == (4, 8, 12)

@@ -57,6 +57,7 @@ def test_a_run_from_raw_to_burnt() -> None:
         "Overtrained at step 400, because it changes what the model makes of captions"
     )
     assert "good from step 200 to 300: keep run-step00000200.safetensors" in found.sentence
+    assert list(found.kinds.values()) == kinds(run)
     signal = next(each for each in found.signals if each.name == "moved")
     assert signal.values == pytest.approx({100: 0.1, 200: 0.1, 300: 0.2, 400: far})
     assert signal.says == "good"

@@ -85,3 +85,19 @@ class KilnFields(Section):
     ] = False
     """Do not measure the LoRA at each save for Review's verdict, which takes at most 3 percent of the training's
     time. The result is the same either way, and files can be measured later."""
+
+    hold_out: Annotated[
+        bool,
+        Ui(
+            tab="Advanced",
+            section="LoRA Kiln",
+            label="Hold out pictures for the verdict",
+            widget="checkbox",
+            effect="adapted",
+            reason="Kohya has no such setting and trains all pictures.",
+            sd_scripts_arg=None,
+            since="2026-11-22",
+        ),
+    ] = False
+    """Do not train one picture of eight (8 at most, none of fewer than 12): Review then shows whether the LoRA also
+    learnt pictures that it has not seen. Off, all pictures are trained, as in Kohya."""

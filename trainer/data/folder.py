@@ -39,6 +39,9 @@ MASKS = "masks"
 SHOWN = 5
 """How many files a message names before it only counts (as sd-scripts)."""
 
+HELD_FROM, HELD_SHARE, HELD_MOST = 12, 8, 8
+"""hold_out takes one training picture of so many (`HELD_SHARE`), at most `HELD_MOST`, from data sets of so many on."""
+
 Advance = Callable[[int, int], None]
 """Called with pictures read so far and pictures in all."""
 
@@ -544,7 +547,27 @@ def scan(job: Job, advance: Advance | None = None) -> Dataset:
             )
         raise DatasetError(f"no pictures in {where}: expected {', '.join(sorted(PICTURE_EXTENSIONS))}")
     _note_duplicates([picture.path for picture in pictures], notes)
-    return _assemble(job, kept_sources, pictures, fits, notes)
+    held: list[int] = []
+    if job.config.hold_out:
+        own = [i for i, p in enumerate(pictures) if not kept_sources[p.subset].subset.is_reg]
+        held = _held_out(own, notes, pictures)
+    trained = [i for i in range(len(pictures)) if i not in held]
+    dataset = _assemble(job, kept_sources, [pictures[i] for i in trained], [fits[i] for i in trained], notes)
+    return replace(dataset, held=tuple((pictures[i], fits[i]) for i in held))
+
+
+def _held_out(own: Sequence[int], notes: _Notes, pictures: Sequence[Picture]) -> list[int]:
+    """Which of the training pictures to keep for comparison: some, evenly over the list."""
+    if len(own) < HELD_FROM:
+        notes.add(
+            "info", f"no picture is held out: {_count(len(own))} are few, and from {HELD_FROM} on some are"
+        )
+        return []
+    number = min(HELD_MOST, len(own) // HELD_SHARE)
+    held = [own[(2 * place + 1) * len(own) // (2 * number)] for place in range(number)]
+    names = _some([pictures[index].path for index in held])
+    notes.add("info", f"held out for the verdict and not trained: {names}", pictures[held[0]].path)
+    return held
 
 
 def _usable(

@@ -6,7 +6,7 @@ Axes: B batch, C channels, H/W height and width (of pixels or latents, as the na
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -116,6 +116,15 @@ class Dataset:
     num_reg_images: int
     mean_aspect_error: float
     findings: tuple[DatasetFinding, ...] = ()
+    held: tuple[tuple[Picture, Fit], ...] = ()
+    """Training pictures that are not trained (hold_out): they are in none of the other fields."""
+
+    def held_out(self) -> Dataset | None:
+        """The held-out pictures as a data set of their own; None without any."""
+        if not self.held:
+            return None
+        pictures, fits = zip(*self.held, strict=True)
+        return replace(self, pictures=pictures, fits=fits, repeats=(1,) * len(pictures), held=())
 
     def entries(self) -> list[list[int]]:
         """For each bucket the indices of its pictures, each as often as it is repeated."""

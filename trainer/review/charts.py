@@ -24,6 +24,7 @@ STYLE = """
 .kiln-chart line, .kiln-chart path { fill: none; vector-effect: non-scaling-stroke; }
 .kiln-chart .grid { stroke: currentColor; opacity: 0.14; }
 .kiln-chart .mark { stroke: currentColor; opacity: 0.35; stroke-dasharray: 2 3; }
+.kiln-chart .origin { stroke: currentColor; opacity: 0.6; stroke-width: 1.5; }
 .kiln-chart .raw { stroke: #e2ad85; stroke-width: 1; opacity: 0.8; }
 .kiln-chart .s0 { stroke: #c2410c; stroke-width: 2; } .kiln-chart .s1 { stroke: #0f766e; stroke-width: 2; }
 .kiln-chart .s2 { stroke: #6d28d9; stroke-width: 2; } .kiln-chart .s3 { stroke: #a16207; stroke-width: 2; }
@@ -45,6 +46,15 @@ class _Series:
     points: Sequence[tuple[int, float]]
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """A line across the chart at a step."""
+
+    step: int
+    name: str
+    kind: str = "mark"
+
+
 def smoothed(values: Sequence[tuple[int, float]], weight: float | None = None) -> list[tuple[int, float]]:
     """Exponential mean with its start corrected (Kingma & Ba 2014, arXiv:1412.6980, section 3).
 
@@ -63,19 +73,25 @@ def smoothed(values: Sequence[tuple[int, float]], weight: float | None = None) -
 
 
 def charts(run: RunFolder) -> list[tuple[str, str]]:
-    """Title and HTML of each chart that the run has data for: loss, validation, learning rates."""
-    raw = [(point.step, point.loss) for point in run.points if math.isfinite(point.loss)]
-    average = [(point.step, point.average) for point in run.points if math.isfinite(point.average)]
-    marks = [(each.step, each.path.name) for each in run.checkpoints]
-    span = (min((point.step for point in run.points), default=0), run.last_step)
+    """Title and HTML of each chart that the run has data for: loss, validation, learning rates.
+
+    A run that went on from a file of another shows what that one logged before, up to a mark.
+    """
+    every = [*run.earlier, *run.points]
+    raw = [(point.step, point.loss) for point in every if math.isfinite(point.loss)]
+    average = [(point.step, point.average) for point in every if math.isfinite(point.average)]
+    marks = [_Mark(each.step, each.path.name) for each in run.checkpoints]
+    if run.origin_step:
+        marks.append(_Mark(run.origin_step, f"goes on from step {run.origin_step}", "origin"))
+    span = (min((point.step for point in every), default=0), run.last_step)
     found = []
     if raw or average:
         lines = [_Series("each step", "raw", raw)] if raw else []
         lines.append(_Series("smoothed", "s0", smoothed(raw) if raw else average))
         found.append(("Loss", _chart(lines, span, marks)))
     for title, values in (
-        ("Validation loss", _by_name(run.points, [point.validation for point in run.points])),
-        ("Learning rate", _by_name(run.points, [point.lr for point in run.points])),
+        ("Validation loss", _by_name(every, [point.validation for point in every])),
+        ("Learning rate", _by_name(every, [point.lr for point in every])),
     ):
         lines = [
             _Series(name, f"s{index % SERIES}", points) for index, (name, points) in enumerate(values.items())
@@ -117,7 +133,7 @@ def _by_name(
     return found
 
 
-def _chart(lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[tuple[int, str]]) -> str:
+def _chart(lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[_Mark]) -> str:
     """Legend and SVG."""
     first, last = span[0], max(span[1], span[0] + 1)
     thinned = [_Series(line.name, line.kind, _thin(line.points)) for line in lines]
@@ -144,11 +160,18 @@ def _chart(lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[tupl
         place = x(value)
         anchor = "end" if place > WIDTH - 40 else "middle"
         parts.append(f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{value:g}</text>')
-    for step, name in marks:
-        if first <= step <= last:
+    for mark in marks:
+        place = x(mark.step)
+        if not first <= mark.step <= last:
+            continue
+        parts.append(
+            f'<line class="{mark.kind}" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
+            f"<title>{html.escape(mark.name)}</title></line>"
+        )
+        if mark.kind == "origin":
+            anchor, away = ("end", -4) if place > WIDTH / 2 else ("start", 4)
             parts.append(
-                f'<line class="mark" x1="{x(step):.1f}" x2="{x(step):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
-                f"<title>{html.escape(name)}</title></line>"
+                f'<text x="{place + away:.1f}" y="{TOP + 10}" text-anchor="{anchor}">{html.escape(mark.name)}</text>'
             )
     for line in thinned:
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in line.points)

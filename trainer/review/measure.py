@@ -27,14 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Measure", "Measures", "measure_run", "measures_file", "read_measures"]
 
-VERSION = 1
+VERSION = 2
 PICTURES = 8
 """Training pictures that a probe looks at."""
 DRAWN_STEPS = 12
-DRAWN_PROMPTS, DRAWN_SEEDS = 2, 2
-"""Captions, and seeds of each, that are drawn of a checkpoint where a run has no samples."""
+DRAWN_PROMPTS, DRAWN_SEEDS = 3, 2
+"""Captions, and seeds of each, that are drawn of the base model and of each checkpoint."""
 
 Emit = Callable[[Event], None]
+Drawn = Callable[[str, "Sequence[Image.Image]"], None]
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def measure_run(
     strengths: Sequence[float] = (),
     held: str = "",
     known: Measures | None = None,
+    drawn: Drawn = lambda file, pictures: None,
 ) -> Measures:
     """Measure every saved file of a run.
 
@@ -141,10 +143,13 @@ def measure_run(
         emit: Gets progress and what cannot be measured.
         stopped: Asked between pieces.
         pictures: Training pictures to look at.
-        draw: Whether pictures are drawn of checkpoints without samples.
+        draw: Whether pictures of training captions are drawn of the base and of each checkpoint; where they
+            are not, the run's samples are looked at.
         strengths: Other strengths at which the last file is measured.
-        held: Kohya folder of pictures that were not trained, to be measured beside those that were.
+        held: Kohya folder of pictures that were not trained, to be measured beside those that were; if empty,
+            those that the run held out.
         known: From before; files in it are not measured again.
+        drawn: Gets what was drawn: the file's name, "" for the base model, and the pictures.
 
     Raises:
         ConfigError: There are no LoRA files.
@@ -167,7 +172,7 @@ def measure_run(
                 tensors = file.metadata.get("sshs_model_hash", file.path.name)
                 point = before.get(file.path.name) or seen.get(tensors)
                 if point is None:
-                    point = bench.measure(file, run, draw, stopped)
+                    point = bench.measure(file, run, draw, stopped, drawn)
                 # The last save and the final file are often the same.
                 seen[tensors] = replace(point, file=file.path.name, step=file.step)
                 points.append(seen[tensors])
@@ -175,7 +180,7 @@ def measure_run(
             if strengths and not points[-1].strengths:
                 points[-1] = replace(points[-1], strengths=bench.sweep(files[-1], strengths))
             return Measures(
-                base=bench.of_base(),
+                base=bench.of_base(known, draw, stopped, drawn),
                 points=tuple(points),
                 training=bench.training,
                 trigger=bench.material.trigger,
@@ -211,10 +216,9 @@ def _of_file(path: Path) -> dict[str, Any]:
     return {"norm": figures.norm, "stable_rank": figures.stable_rank, "blocks": figures.blocks}
 
 
-def _of_samples(run: RunFolder, file: Checkpoint) -> dict[str, float]:
+def _of_samples(run: RunFolder, file: Checkpoint, training: Sequence[Path] = ()) -> dict[str, float]:
     """Figures of the samples that were drawn at a file's step."""
-    shown = [each.path for each in run.pictures if each.step == file.step]
-    return _of_pictures(shown, ())
+    return _of_pictures([each.path for each in run.pictures if each.step == file.step], training)
 
 
 def _of_pictures(
@@ -247,7 +251,7 @@ class _Bench:
         from trainer.data import folder
         from trainer.data.dataset_config import apply_dataset_config
         from trainer.objectives import objective_for
-        from trainer.prompts import SamplePrompt
+        from trainer.prompts import SamplePrompt, parse_text
         from trainer.review import probe
         from trainer.review.grid import Grid
 
@@ -275,18 +279,26 @@ class _Bench:
         self.family: Any = (
             plugins.Folder("trainer.families").get(job.family).load(self.job, self.device, self.dtype, say)
         )
-        beside = None
+        beside = dataset.held_out()
         if held:
             beside = folder.scan(
                 self.job.with_config(train_data_dir=held, reg_data_dir="", dataset_config="")
             )
-        self.material = probe.prepare(dataset, self.family, None, pictures=pictures, held=beside)
+        self.material = probe.prepare(
+            dataset,
+            self.family,
+            None,
+            pictures=pictures,
+            held=probe.held_batches(beside, self.family, pictures),
+        )
         self.swap = memory.prepare(self.family, self.job, self.device, say)
         objective = objective_for(self.job).prepare(self.job, self.device)
         self.probe: Any = probe.Probe(self.family, objective, self.material, autocast=self.autocast)
         indices = [index for batch in self.material.batches for index in batch.pictures]
         self.training_files = [dataset.pictures[index].path for index in indices]
         self.captions = [dataset.pictures[index].caption for index in indices]
+        # Drawn as a person draws: a guidance of 7 burns what one of 4 does not.
+        self.like = next(iter(parse_text(run.prompt_text or config.sample_prompts)), SamplePrompt())
         self.training = _of_pictures(self.training_files, ())
 
     def autocast(self) -> Any:
@@ -295,8 +307,21 @@ class _Bench:
 
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def of_base(self) -> Measure:
-        return of_figures(0, "", self.probe.measure(None), norm=0.0, stable_rank=0.0)
+    def of_base(
+        self, known: Measures | None, draw: bool, stopped: Callable[[], bool], drawn: Drawn
+    ) -> Measure:
+        made: Mapping[str, float] = {}
+        if known is not None and known.base is not None:
+            made = known.base.pictures
+        if draw and not made:
+            made = self.pictures_of("", stopped, drawn)
+        return of_figures(0, "", self.probe.measure(None), norm=0.0, stable_rank=0.0, pictures=made)
+
+    def pictures_of(self, file: str, stopped: Callable[[], bool], drawn: Drawn) -> dict[str, float]:
+        """Draw with what is attached, and look at it."""
+        shown = self.draw(stopped)
+        drawn(file, shown)
+        return _of_pictures(shown, self.training_files, shown[:DRAWN_SEEDS])
 
     @contextlib.contextmanager
     def attached(self, file: Path) -> Iterator[Any]:
@@ -315,16 +340,16 @@ class _Bench:
         finally:
             network.detach()
 
-    def measure(self, file: Checkpoint, run: RunFolder, draw: bool, stopped: Callable[[], bool]) -> Measure:
+    def measure(
+        self, file: Checkpoint, run: RunFolder, draw: bool, stopped: Callable[[], bool], drawn: Drawn
+    ) -> Measure:
         self.probe.measure(None)
         with self.attached(file.path) as network:
             figures = self.probe.measure(network)
-            shown: list[Any] = [each.path for each in run.pictures if each.step == file.step]
-            alike: list[Any] = []
-            if not shown and draw:
-                shown = self.draw(stopped)
-                alike = shown[:DRAWN_SEEDS]
-        made = _of_pictures(shown, self.training_files, alike)
+            if draw:
+                made = self.pictures_of(file.path.name, stopped, drawn)
+        if not draw:
+            made = _of_samples(run, file, self.training_files)
         return of_figures(file.step, file.path.name, figures, **_of_file(file.path), pictures=made)
 
     def sweep(self, file: Checkpoint, strengths: Sequence[float]) -> dict[str, tuple[float, ...]]:
@@ -350,6 +375,9 @@ class _Bench:
                 height=height,
                 seed=seed + 1,
                 steps=DRAWN_STEPS,
+                cfg_scale=self.like.cfg_scale,
+                guidance=self.like.guidance,
+                sampler=self.like.sampler,
             )
             for place in range(DRAWN_PROMPTS)
             for seed in range(DRAWN_SEEDS)

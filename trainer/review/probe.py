@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from trainer.networks._base import Network
     from trainer.objectives._base import Objective
 
-__all__ = ["LEVELS", "Figures", "Material", "Probe", "choose", "trigger_of", "without_trigger"]
+__all__ = [
+    "LEVELS",
+    "Figures",
+    "Material",
+    "Probe",
+    "choose",
+    "held_batches",
+    "prepare",
+    "trigger_of",
+    "without_trigger",
+]
 
 LEVELS = (0.1, 0.4, 0.7, 0.9)
 """Shares of the way from a clean picture to noise: fine structure, detail, shapes, layout."""
@@ -106,7 +116,7 @@ def prepare(
     latents: LatentCache | None,
     *,
     pictures: int,
-    held: Dataset | None = None,
+    held: tuple[Batch, ...] = (),
 ) -> Material:
     """Choose pictures, and bring their latents to memory.
 
@@ -115,7 +125,7 @@ def prepare(
         family: Encodes where ``latents`` has none.
         latents: The run's cache.
         pictures: How many training pictures.
-        held: Pictures that were not trained.
+        held: Pictures that were not trained, from `held_batches`.
     """
     trained = [
         index
@@ -136,10 +146,20 @@ def prepare(
             around = (captions[(start + step) % len(captions)] for step in range(len(captions)))
             words.append(next((each for each in around if each != own), ""))
         others.append(tuple(words))
-    beside: tuple[Batch, ...] = ()
-    if held is not None:
-        beside = tuple(_batches(held, family, None, choose(len(held.pictures), pictures)))
-    return Material(batches, beside, trigger_of(captions, tokens), tuple(others))
+    return Material(batches, held, trigger_of(captions, tokens), tuple(others))
+
+
+def held_batches(held: Dataset | None, family: Family, pictures: int) -> tuple[Batch, ...]:
+    """Pictures that were not trained, as a probe takes them; the VAE encodes them.
+
+    Args:
+        held: From `Dataset.held_out`, or of another folder.
+        family: The loaded models.
+        pictures: At most so many.
+    """
+    if held is None:
+        return ()
+    return tuple(_batches(held, family, None, choose(len(held.pictures), pictures)))
 
 
 def _batches(

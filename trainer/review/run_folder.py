@@ -137,6 +137,10 @@ class RunFolder:
     """How it ended: "finished", "stopped", "failed"; "" where it goes on or nothing tells."""
     prompt_text: str = ""
     """Its sample prompts as they were written, one a line; "" where they are not known."""
+    origin_step: int = 0
+    """Step of the file that it went on from; 0 where it began anew."""
+    earlier: tuple[Point, ...] = ()
+    """What was logged up to `origin_step` by the runs that it went on from, where they are still to be found."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -246,6 +250,8 @@ def open_run(
         planned_steps=history.planned or _whole(metadata.get("ss_max_train_steps")),
         end=history.end,
         prompt_text=prompt_text,
+        origin_step=config.origin_step if config is not None and config.network_weights.strip() else 0,
+        earlier=_earlier(config, config_file, may_read),
     )
 
 
@@ -390,6 +396,38 @@ def _end_of(events: Sequence[Event]) -> str:
 def _point(event: StepDone) -> Point:
     validation = {name: value for name, value in event.extra.items() if "validation" in name}
     return Point(step=event.step, loss=event.loss, average=event.avr_loss, lr=event.lr, validation=validation)
+
+
+def _earlier(
+    config: KohyaConfig | None,
+    config_file: Path | None,
+    may_read: Callable[[Path], bool],
+    seen: frozenset[tuple[Path, str]] = frozenset(),
+) -> tuple[Point, ...]:
+    """What the run logged whose file a run went on from, and the runs before that one."""
+    if config is None or config_file is None or not (config.origin_step and config.network_weights.strip()):
+        return ()
+    file = Path(config.network_weights.strip()).expanduser()
+    file = file if file.is_absolute() else config_file.parent / file
+    folder = file.parent
+    if not may_read(file) or not may_read(folder):
+        return ()
+    noted = _kept(folder).get(file.name)
+    # A file may have been renamed, or put into the trash, since.
+    name = (
+        str(noted["run"]) if isinstance(noted, dict) and "run" in noted else _name_of(file, read_header(file))
+    )
+    if (folder, name) in seen:
+        return ()
+    try:
+        before_file = _settings_file(list(folder.iterdir()), name)
+    except OSError:
+        return ()
+    before = _read_settings(before_file)
+    points = _History.read(_journals(folder, name)).points
+    points = points or _tensorboard(folder, before, before_file, may_read)
+    first = _earlier(before, before_file, may_read, seen | {(folder, name)})
+    return tuple(point for point in (*first, *points) if point.step <= config.origin_step)
 
 
 # ---- files -----------------------------------------------------------------------------------------

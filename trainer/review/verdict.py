@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from trainer.errors import ConfigError
@@ -113,6 +113,8 @@ class Verdict:
     file: str | None
     """Name of the file to keep."""
     signals: tuple[Signal, ...]
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    """What each file is, by name."""
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -232,6 +234,7 @@ def judge(measures: Measures) -> Verdict:
         steps=steps,
         file=kept,
         signals=_signals(measures, values, chosen),
+        kinds={point.file: kind for point, kind in zip(points, told, strict=True) if point.file},
     )
 
 

@@ -23,7 +23,7 @@ from trainer.tools._lora import pairs_of
 
 if TYPE_CHECKING:
     from trainer.data.cache import LatentCache
-    from trainer.data.types import Dataset
+    from trainer.data.types import Batch, Dataset
     from trainer.loop import Run
 
 __all__ = ["BUDGET", "Watch"]
@@ -40,9 +40,13 @@ class Watch:
         dataset: The run's pictures.
         latents: Their cache; without one, nothing is measured, since the VAE would be needed.
         file: Where the measures go.
+        held: Pictures that were held out.
     """
 
-    def __init__(self, dataset: Dataset, latents: LatentCache, file: Path) -> None:
+    def __init__(
+        self, dataset: Dataset, latents: LatentCache, file: Path, held: tuple[Batch, ...] = ()
+    ) -> None:
+        self._held = held
         self._dataset = dataset
         self._latents = latents
         self._file = file
@@ -105,17 +109,20 @@ class Watch:
 
     def _base(self, run: Run) -> None:
         family = run.family
-        material = prepare(self._dataset, family, self._latents, pictures=PICTURES)
+        encoders = [next(model.parameters()).device for model in family.text_encoders.values()]
+        words = bool(encoders) and all(device == family.device for device in encoders)
+        # Where texts are kept, those of held-out pictures are not among them.
+        held = self._held if words else ()
+        material = prepare(self._dataset, family, self._latents, pictures=PICTURES, held=held)
         if not material.batches:
             return
-        encoders = [next(model.parameters()).device for model in family.text_encoders.values()]
         self._probe = Probe(
             family,
             run.objective,
             material,
             levels=DURING_TRAINING,
             autocast=run.accelerator.autocast,
-            words=bool(encoders) and all(device == family.device for device in encoders),
+            words=words,
         )
         with torch.random.fork_rng(devices=[]):
             self._probe.measure_base(run.network)

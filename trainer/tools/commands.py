@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,12 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--rank", type=int, help="of the result, for svd")
     command.add_argument("--conv-rank", type=int, help="the same for 3x3 convolutions")
     command.add_argument("--shuffle", action="store_true", help="change the order of the ranks")
-    command.set_defaults(run=_merge)
+    command.set_defaults(run=partial(_use, "merge"))
 
     command = commands.add_parser("merge-into", help="add LoRAs to a model file")
     command.add_argument("model", type=Path, help="an SD, SDXL or FLUX.1 file, or FLUX.1's CLIP-L or T5")
     _several(command)
-    command.set_defaults(run=_merge_into)
+    command.set_defaults(run=partial(_use, "merge-into"))
 
     command = commands.add_parser("resize", help="bring a LoRA to another rank")
     command.add_argument("file", type=Path, help="a LoRA")
@@ -61,11 +62,14 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--rank", type=int, required=True, help="new rank; with --dynamic the largest one")
     command.add_argument("--conv-rank", type=int, help="the same for layers stored as convolutions")
     command.add_argument(
-        "--dynamic", choices=("sv_ratio", "sv_fro", "sv_cumulative"), help="choose the rank of each layer"
+        "--dynamic",
+        choices=("sv_ratio", "sv_fro", "sv_cumulative"),
+        dest="method",
+        help="choose the rank of each layer",
     )
     command.add_argument("--parameter", type=float, help="of --dynamic: a ratio for sv_ratio, else a share")
     _precision(command)
-    command.set_defaults(run=_resize)
+    command.set_defaults(run=partial(_use, "resize"))
 
     command = commands.add_parser("extract", help="make a LoRA from two models")
     command.add_argument("original", type=Path, help="the base model's file")
@@ -81,14 +85,14 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--device", help="where to compute, e.g. cuda")
     _precision(command, "fp16")
-    command.set_defaults(run=_extract)
+    command.set_defaults(run=partial(_use, "extract"))
 
     command = commands.add_parser("convert-lora", help="write a LoRA with another program's layer names")
     command.add_argument("file", type=Path, help="a LoRA")
     command.add_argument("output", type=Path, help="where to save it (.safetensors)")
     command.add_argument("--to", choices=("kohya", "diffusers", "bfl"), required=True)
     _precision(command)
-    command.set_defaults(run=_convert)
+    command.set_defaults(run=partial(_use, "convert-lora"))
 
 
 def _several(command: argparse.ArgumentParser) -> None:
@@ -107,10 +111,6 @@ def _several(command: argparse.ArgumentParser) -> None:
 def _precision(command: argparse.ArgumentParser, default: str | None = None) -> None:
     text = f"default {default}" if default else "as in the file if left out"
     command.add_argument("--precision", choices=PRECISIONS, default=default, help=f"of the result; {text}")
-
-
-def _ratios(options: argparse.Namespace) -> list[float]:
-    return options.ratios or [1.0] * len(options.files)
 
 
 def _say(text: str) -> None:
@@ -132,68 +132,8 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _merge(options: argparse.Namespace) -> int:
-    from trainer.tools.merge import merge
+def _use(tool: str, options: argparse.Namespace) -> int:
+    from trainer.tools.work import use
 
-    merge(
-        options.files,
-        _ratios(options),
-        options.output,
-        method=options.method,
-        rank=options.rank,
-        conv_rank=options.conv_rank,
-        shuffle=options.shuffle,
-        precision=options.precision,
-        say=_say,
-    )
-    return 0
-
-
-def _merge_into(options: argparse.Namespace) -> int:
-    from trainer.tools.merge import merge_into
-
-    merge_into(
-        options.model, options.files, _ratios(options), options.output, precision=options.precision, say=_say
-    )
-    return 0
-
-
-def _resize(options: argparse.Namespace) -> int:
-    from trainer.tools.resize import resize
-
-    resize(
-        options.file,
-        options.output,
-        options.rank,
-        conv_rank=options.conv_rank,
-        method=options.dynamic,
-        parameter=options.parameter,
-        precision=options.precision,
-        say=_say,
-    )
-    return 0
-
-
-def _extract(options: argparse.Namespace) -> int:
-    from trainer.tools.extract import extract
-
-    extract(
-        options.original,
-        options.tuned,
-        options.output,
-        options.rank,
-        conv_rank=options.conv_rank,
-        clamp_quantile=options.clamp_quantile,
-        min_diff=options.min_diff,
-        precision=options.precision,
-        device=options.device,
-        say=_say,
-    )
-    return 0
-
-
-def _convert(options: argparse.Namespace) -> int:
-    from trainer.tools.convert import convert
-
-    convert(options.file, options.output, options.to, precision=options.precision, say=_say)
+    use(tool, vars(options), _say)
     return 0

@@ -1,4 +1,4 @@
-"""The tools as work for the queue, from values as a page or a list keeps them."""
+"""The tools by name, with values as a shell, a page or a list gives them; and as work for the queue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.errors import ConfigError, StopTraining
 from trainer.events import Event, LogLine, PhaseStarted
 from trainer.work import Done
 
-__all__ = ["READS", "TOOLS", "ToolWork"]
+__all__ = ["READS", "TOOLS", "ToolWork", "use"]
 
 TOOLS: Mapping[str, str] = {
     "merge": "Merge LoRA files into one",
@@ -93,7 +93,7 @@ class ToolWork:
 
         emit(PhaseStarted(phase=self.tool))
         say(TOOLS[self.tool])
-        _RUN[self.tool](self.values, self.output, say)
+        use(self.tool, self.values, say)
         return Done(f"{self.output.name} is written", self.output)
 
 
@@ -117,6 +117,23 @@ _CALLED = {
 Say = Callable[[str], None]
 
 
+def use(tool: str, values: Mapping[str, Any], say: Say) -> None:
+    """Use a tool.
+
+    Args:
+        tool: A key of `TOOLS`.
+        values: Under the names of the tool's own arguments, and "output"; what is missing, None or empty is as if
+            it were not given.
+        say: Gets what a person wants to know.
+    """
+    given = {name: value for name, value in values.items() if value not in (None, "")}
+    _USE[tool](given, Path(given["output"]), say)
+
+
+def _some(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names if name in values}
+
+
 def _ratios(values: Mapping[str, Any]) -> list[float]:
     return list(values.get("ratios") or [1.0] * len(values["files"]))
 
@@ -124,62 +141,42 @@ def _ratios(values: Mapping[str, Any]) -> list[float]:
 def _merge(values: Mapping[str, Any], output: Path, say: Say) -> None:
     from trainer.tools.merge import merge
 
-    merge(
-        [Path(path) for path in values["files"]],
-        _ratios(values),
-        output,
-        method=values.get("method") or "exact",
-        rank=values.get("rank") or None,
-        conv_rank=values.get("conv_rank") or None,
-        precision=values.get("precision") or None,
-        say=say,
-    )
+    files = [Path(path) for path in values["files"]]
+    more = _some(values, "method", "rank", "conv_rank", "shuffle", "precision")
+    merge(files, _ratios(values), output, **more, say=say)
 
 
 def _merge_into(values: Mapping[str, Any], output: Path, say: Say) -> None:
     from trainer.tools.merge import merge_into
 
     files = [Path(path) for path in values["files"]]
-    precision = values.get("precision") or None
-    merge_into(Path(values["model"]), files, _ratios(values), output, precision=precision, say=say)
+    merge_into(Path(values["model"]), files, _ratios(values), output, **_some(values, "precision"), say=say)
 
 
 def _resize(values: Mapping[str, Any], output: Path, say: Say) -> None:
     from trainer.tools.resize import resize
 
-    resize(
-        Path(values["file"]),
-        output,
-        int(values["rank"]),
-        conv_rank=values.get("conv_rank") or None,
-        method=values.get("method") or None,
-        parameter=values.get("parameter") or None,
-        precision=values.get("precision") or None,
-        say=say,
-    )
+    more = _some(values, "conv_rank", "method", "parameter", "precision")
+    resize(Path(values["file"]), output, int(values["rank"]), **more, say=say)
 
 
 def _extract(values: Mapping[str, Any], output: Path, say: Say) -> None:
     from trainer.tools.extract import extract
 
-    extract(
-        Path(values["original"]),
-        Path(values["tuned"]),
-        output,
-        int(values["rank"]),
-        conv_rank=values.get("conv_rank") or None,
-        precision=values.get("precision") or "fp16",
-        say=say,
-    )
+    more = {
+        "precision": "fp16",
+        **_some(values, "conv_rank", "clamp_quantile", "min_diff", "precision", "device"),
+    }
+    extract(Path(values["original"]), Path(values["tuned"]), output, int(values["rank"]), **more, say=say)
 
 
 def _convert(values: Mapping[str, Any], output: Path, say: Say) -> None:
     from trainer.tools.convert import convert
 
-    convert(Path(values["file"]), output, values["to"], precision=values.get("precision") or None, say=say)
+    convert(Path(values["file"]), output, values["to"], **_some(values, "precision"), say=say)
 
 
-_RUN: Mapping[str, Callable[[Mapping[str, Any], Path, Say], None]] = {
+_USE: Mapping[str, Callable[[Mapping[str, Any], Path, Say], None]] = {
     "merge": _merge,
     "merge-into": _merge_into,
     "resize": _resize,
