@@ -82,6 +82,50 @@ def test_each_flaw_is_found_in_its_picture_alone(album: Path) -> None:
     assert near.repairs[0].names == ("good2.jpg",)
 
 
+@pytest.mark.parametrize("place", [(20, 20), (300, 350), (170, 180)])
+def test_a_mark_at_one_place_of_many_pictures_is_found(album: Path, place: tuple[int, int]) -> None:
+    """A half transparent logo on eight of ten; writing alone would not show in the middle."""
+    marked = [f"good{seed}.jpg" for seed in range(8)]
+    for seed in range(10):
+        flat = Image.blend(scene(seed), Image.new("RGB", (480, 400), "grey"), 0.5)
+        flat.save(album / f"good{seed}.jpg", quality=92)
+    for name in marked:
+        image = Image.open(album / name).convert("RGBA")
+        logo = Image.new("RGBA", image.size)
+        ImageDraw.Draw(logo).text(
+            place,
+            "Photo",
+            (255, 255, 255, 150),
+            ImageFont.load_default(44),
+            stroke_width=2,
+            stroke_fill=(0, 0, 0, 150),
+        )
+        Image.alpha_composite(image, logo).convert("RGB").save(album / name, quality=92)
+    logos = [finding for finding in found_in(album) if finding.kind == "logo"]
+    assert [finding.names for finding in logos] == [tuple(marked)]
+    words = {20: "at the top left", 300: "at the bottom right", 170: "at the middle"}[place[0]]
+    assert words in logos[0].message
+    kept = [repair.box for repair in logos[0].repairs if repair.do == "crop"]
+    assert len(kept) == (place[0] != 170)  # cut off, unless too little were left
+    for box in kept:
+        assert box is not None
+        left, top, right, bottom = (
+            value * edge for value, edge in zip(box, (480, 400, 480, 400), strict=True)
+        )
+        assert (
+            right <= place[0] + 4 or left >= place[0] + 100 or bottom <= place[1] + 12 or top >= place[1] + 40
+        )
+
+
+def test_one_wall_behind_all_pictures_is_no_mark(album: Path) -> None:
+    wall = scene(99)
+    for seed in range(10):
+        image = wall.copy()
+        image.paste(scene(seed, (160, 250)), (30 + 25 * seed, 150))
+        image.save(album / f"good{seed}.jpg", quality=92)
+    assert about(found_in(album), "logo") == []
+
+
 def test_the_demo_has_no_near_duplicates_and_no_writing(tmp_path: Path) -> None:
     """Drawn portraits of one layout are not one picture, and a face that no detector knows is not missed."""
     for index, portrait in enumerate(make_subject.portraits()):

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from trainer.pictures import marks
 from trainer.pictures.measures import Measure
 
 __all__ = ["KINDS", "LARGEST_PX", "SMALLEST_PX", "Finding", "Repair", "examine"]
@@ -34,6 +35,8 @@ SAME_COLOUR = 11.0
 SAME_SHARE = 0.6
 SECOND_FACE = 0.45
 """A face of this share of the largest one's width is a second person, smaller ones are passers-by."""
+LEAST_KEPT = 0.6
+"""Share of a picture that must be left for a mark to be cut off."""
 ENOUGH_FOR_VARIETY = 8
 MOST_COMPARED = 500
 """Pictures whose backgrounds are compared with each other; of more, as many spread evenly."""
@@ -47,6 +50,7 @@ KINDS: Mapping[str, str] = {
     "blur": "Blurred",
     "bars": "Bars or a frame",
     "text": "Writing near the edge",
+    "logo": "The same mark on many",
     "faces": "Several faces",
     "noface": "No face found",
     "few": "Few pictures",
@@ -109,6 +113,7 @@ def examine(
     found += _blurred(good)
     for name, one in good.items():
         found += _borders(name, one)
+    found += _marks(good)
     if person:
         found += _faces(good)
     if 0 < len(good) < FEWEST:
@@ -199,6 +204,40 @@ def _borders(name: str, one: Measure) -> list[Finding]:
                 f"{name} seems to have writing or a watermark at the {where}",
                 (name,),
                 (Repair("crop", (name,), crop, "Cut it off"), _exclude(name)),
+            )
+        )
+    return found
+
+
+def _marks(good: Mapping[str, Measure]) -> list[Finding]:
+    """Logos and watermarks: what stays at one place while the pictures change."""
+    found = []
+    packed = {name: one.edges for name, one in good.items() if not any(one.bars)}
+    for mark in marks.find(packed, {name: good[name].size for name in packed}):
+        left, top, right, bottom = mark.box
+        where = " ".join(
+            word
+            for word, there in (
+                ("top", bottom < 0.5),
+                ("bottom", top > 0.5),
+                ("left", right < 0.5),
+                ("right", left > 0.5),
+            )
+            if there
+        )
+        # Of the four strips beside the mark the largest is kept.
+        strips: list[Box] = [(0, 0, 1, top), (0, bottom, 1, 1), (0, 0, left, 1), (right, 0, 1, 1)]
+        largest = max(strips, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+        kept = (largest[2] - largest[0]) * (largest[3] - largest[1])
+        repairs = (Repair("crop", mark.names, largest, "Cut it off"),) if kept >= LEAST_KEPT else ()
+        found.append(
+            Finding(
+                "logo",
+                "warning",
+                f"{len(mark.names)} of {len(good)} have the same mark at the {where or 'middle'}, a logo or watermark: "
+                "the LoRA would learn to draw it",
+                mark.names,
+                (*repairs, _exclude(*mark.names)),
             )
         )
     return found

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from trainer.data.images import read_small
 from trainer.errors import DatasetError, StopTraining
 from trainer.files import atomic_write
+from trainer.pictures import marks
 from trainer.pictures.faces import Detector, Face
 
 __all__ = ["EDGE_PX", "Measure", "measure", "measure_all"]
@@ -32,7 +33,7 @@ Floats = npt.NDArray[np.float32]
 
 EDGE_PX = 640
 """Longest edge of what is looked at: about what training sees."""
-VERSION = 1
+VERSION = 2
 """Of these measures: older ones are made anew."""
 
 BAR_SHARE = 0.02
@@ -64,6 +65,8 @@ class Measure:
     """Colours along the left, top and right edges (CIELAB)."""
     clothes: tuple[float, ...] = ()
     """Colour below the face (CIELAB); empty where there is no face or nothing below it."""
+    edges: str = ""
+    """Where its edges are (`trainer.pictures.marks`): a logo's are at the same place in many pictures."""
     error: str = ""
     """Why it cannot be read."""
 
@@ -99,6 +102,7 @@ def measure(path: Path, detector: Detector) -> tuple[Measure, Pixels | None]:
             faces=faces,
             background=_background(pixels),
             clothes=_clothes(pixels, faces),
+            edges=marks.edges(grey),
         ),
         pixels,
     )

@@ -5,16 +5,18 @@ is a vote that both have the same orientation, or opposite ones. One sign for ea
 that agrees with the votes as well as possible: synchronisation over Z2, here by the leading eigenvectors
 of the matrix of votes (Singer 2011, "Angular synchronization by eigenvectors") and greedy flips.
 
-Votes come from two places. Dense: gradient histograms and colours of a 96 x 96 patch around the face, or of
+Votes come from three places. Dense: gradient histograms and colours of a 96 x 96 patch around the face, or of
 the middle, in 144 cells that may each move by one cell. A head that looks left resembles a mirrored one that
 looks right, so cells are weighed by how well they agree with the signs found so far: the pose's cells do not,
-a parting's or a scar's do. Sparse: SIFT features (Lowe 2004), which are not the same mirrored; they decide
-where rooms, things or writing come again.
+a parting's or a scar's do. Free of pose, for faces: what differs between left and right half, without the few
+directions in which it changes within the pictures of one person, whoever that is (turned heads, light from a
+side; learned from twenty people, `assets/models/README.md`). Sparse: SIFT features (Lowe 2004), which are not the
+same mirrored; they decide where rooms, things or writing come again.
 
-Nothing absolute can be known from pictures alone: the larger group is taken for the right one. Confidences
-are calibrated on photographs; `tests/benchmarks/orientation.py` measures them.
+Nothing absolute can be known from pictures alone: the larger group is taken for the right one. Confidences are
+calibrated on photographs of the same twenty people; `tests/benchmarks/orientation.py` measures them on others.
 
-Axes: N pictures, K cells, G cells along an edge, H/W pixels, C channels (RGB).
+Axes: N pictures, K cells, G cells along an edge, D features, M poses, H/W pixels, C channels (RGB).
 """
 
 from __future__ import annotations
@@ -22,15 +24,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from trainer.errors import StopTraining
+from trainer.files import REPOSITORY
 from trainer.pictures.faces import Face
 
-__all__ = ["FEWEST", "Look", "Orientation", "compare", "look", "solve"]
+__all__ = ["FEWEST", "POSES", "Look", "Orientation", "compare", "differences", "look", "solve"]
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -57,7 +61,12 @@ SIFT_PARTNERS = 12
 MATCHES = 8
 """Fewer features that agree are chance."""
 
-BIAS, BY_AGREEMENT, BY_VOTES = -1.9, 0.7, 1.4
+POSES = REPOSITORY / "assets" / "models" / "poses.npy"
+"""Directions of differences between left and right that pose and light make; float16, MD."""
+POSE_FREE = 3.0
+"""How much these votes weigh against the cells'."""
+
+BIAS, BY_AGREEMENT, BY_VOTES = -3.98, 1.47, 1.32
 """Log odds that a picture's sign is right: bias + a * agreement of the set + b * its own votes."""
 
 
@@ -72,6 +81,8 @@ class Look:
     descriptors: Floats
     mirrored_points: Floats
     mirrored_descriptors: Floats
+    is_face: bool = False
+    """Whether the cells lie around a face."""
 
     def mirror(self) -> Look:
         """What `look` gives of the mirrored picture."""
@@ -82,6 +93,7 @@ class Look:
             self.mirrored_descriptors,
             self.points,
             self.descriptors,
+            self.is_face,
         )
 
 
@@ -152,6 +164,7 @@ def look(pixels_HWC: Pixels, face: Face | None) -> Look:
         _cells(np.ascontiguousarray(patch[:, ::-1])),
         *_sift(pixels_HWC),
         *_sift(mirrored),
+        is_face=face is not None,
     )
 
 
@@ -258,6 +271,23 @@ def _dense_votes(rows: Sequence[Look], columns: Sequence[Look]) -> Floats:
     return _cell_distances(here, mirrored) - _cell_distances(here, there)
 
 
+def differences(looks: Sequence[Look]) -> Floats:
+    """What differs between the left and the right half, ND: the negative of it mirrored. 0 without a face."""
+    found = [(one.cells_KD - one.mirrored_KD)[:, : GRID // 2].ravel() * one.is_face for one in looks]
+    return np.stack(found).astype(np.float32)
+
+
+@cache
+def _poses() -> Floats:
+    return np.asarray(np.load(POSES, allow_pickle=False), dtype=np.float32)
+
+
+def _pose_free(looks: Sequence[Look]) -> Floats:
+    """`differences` without what turned heads and light make of them."""
+    found, poses_MD = differences(looks), _poses()
+    return np.asarray(found - (found @ poses_MD.T) @ poses_MD, dtype=np.float32)
+
+
 def _sparse_vote(one: Look, other: Look) -> float:
     same = _matches((one.points, one.descriptors), (other.points, other.descriptors))
     mirrored = _matches((one.points, one.descriptors), (other.mirrored_points, other.mirrored_descriptors))
@@ -330,7 +360,7 @@ def solve(
 
     Args:
         votes_NNK: For each pair and cell: above 0 for the same orientation. Symmetric, 0 on the diagonal.
-        sparse_NN: The same from features, as log ratios; 0 where there are none.
+        sparse_NN: The same from features, as log ratios, and free of pose; 0 where there are none.
         seed: Of the draws.
         draws: How often the signs of all votes are drawn anew to see what chance gives.
 
@@ -399,7 +429,10 @@ def compare(
                 sparse_NN[place, other] = sparse_NN[other, place] = _sparse_vote(one, chosen[other])
         if advance is not None:
             advance(place + 1, count)
-    found, weights_K = solve(votes_NNK, sparse_NN)
+    differences_ND = _pose_free(chosen)
+    free_NN = differences_ND @ differences_ND.T
+    np.fill_diagonal(free_NN, 0)
+    found, weights_K = solve(votes_NNK, sparse_NN + POSE_FREE * _balanced(free_NN))
     signs, confidences = np.zeros(count, int), np.zeros(count)
     signs[core], confidences[core] = found.signs, found.confidences
     core_signs = np.array(found.signs)
@@ -410,6 +443,8 @@ def compare(
         one = looks[int(index)]
         votes_N = _dense_votes([one], chosen)[0] @ weights_K
         votes_N = (votes_N / (np.sqrt((votes_N**2).mean()) + 1e-9)).astype(np.float32)
+        free_N = differences_ND @ _pose_free([one])[0]
+        votes_N += POSE_FREE * free_N / (np.sqrt((free_N**2).mean()) + 1e-9)
         partners = np.random.default_rng(int(index)).choice(len(core), SIFT_PARTNERS // 2, replace=False)
         for partner in partners.tolist():
             votes_N[partner] += _sparse_vote(one, chosen[partner])
