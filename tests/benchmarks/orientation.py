@@ -72,6 +72,8 @@ def learn(sets: Sequence[list[Look]]) -> None:
     """Write the directions in which left and right change within the pictures of one person."""
     within = [differences(looks) - differences(looks).mean(axis=0) for looks in sets]
     _, _, directions = np.linalg.svd(np.concatenate(within), full_matrices=False)
+    if POSES.exists():  # a direction and its opposite are the same; `yaw` counts on the sign of the first
+        directions[0] *= np.sign(directions[0] @ np.load(POSES)[0].astype(np.float32))
     np.save(POSES, directions[:LEARNED].astype(np.float16), allow_pickle=False)
     print(f"{POSES}: {LEARNED} of {len(directions)} directions")
 

@@ -33,6 +33,8 @@ BLUR_BELOW = 250.0
 SAME_COLOUR = 11.0
 """CIELAB distance within which two backgrounds or clothes count as the same."""
 SAME_SHARE = 0.6
+SAME_POSE = 0.55
+"""Faces whose yaw differs by this at most, the outermost tenths aside, look the same way: 1 is about 45 degrees."""
 SECOND_FACE = 0.45
 """A face of this share of the largest one's width is a second person, smaller ones are passers-by."""
 LEAST_KEPT = 0.6
@@ -397,17 +399,20 @@ def _variety(good: Mapping[str, Measure], person: bool) -> list[Finding]:
             )
     yaws = [one.face.yaw for one in good.values() if one.face is not None and one.face.yaw is not None]
     if person and len(yaws) >= ENOUGH_FOR_VARIETY:
-        for word, count in (
-            ("straight at the camera", sum(abs(yaw) < 0.25 for yaw in yaws)),
-            ("to the left", sum(yaw <= -0.25 for yaw in yaws)),
-            ("to the right", sum(yaw >= 0.25 for yaw in yaws)),
-        ):
-            if count > 0.9 * len(yaws):
-                found.append(
-                    Finding(
-                        "pose",
-                        "note",
-                        f"{count} of {len(yaws)} faces look {word}: add some that look elsewhere",
-                    )
+        low, middle, high = np.percentile(yaws, (10, 50, 90))
+        if high - low < SAME_POSE:
+            where = (
+                "straight at the camera"
+                if abs(middle) < 0.3
+                else "to the left"
+                if middle < 0
+                else "to the right"
+            )
+            found.append(
+                Finding(
+                    "pose",
+                    "note",
+                    f"nearly all of the {len(yaws)} faces found look {where}: add some that look elsewhere",
                 )
+            )
     return found

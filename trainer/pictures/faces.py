@@ -45,7 +45,7 @@ class Face:
     score: float
     """YuNet's 0 to 1; for the cascades how many windows agreed, which only ranks."""
     yaw: float | None = None
-    """Where it looks: -1 to the viewer's left, 0 straight, 1 to the right; None where unknown."""
+    """Where it looks: -1 to the viewer's left, 0 straight, 1 to the right; None where the detector does not say."""
 
     @property
     def width(self) -> float:
@@ -109,7 +109,7 @@ class Detector:
     def _haar(self, pixels_HWC: Pixels) -> list[Face]:
         grey = _evened(pixels_HWC, HAAR_EDGE_PX)
         frontal, profile = self._cascades()
-        faces = [_face(grey, box, weight, 0.0) for box, weight in _found(frontal, grey, 5, 1.2)]
+        faces = [_face(grey, box, weight, None) for box, weight in _found(frontal, grey, 5, 1.2)]
         if not faces:  # the profile cascade is slower and surer of itself than it should be
             grey = _evened(pixels_HWC, PROFILE_EDGE_PX)
             mirrored = np.ascontiguousarray(grey[:, ::-1])
@@ -153,7 +153,7 @@ def _evened(pixels_HWC: Pixels, edge: int) -> Pixels:
     return np.asarray(cv2.equalizeHist(small), dtype=np.uint8)
 
 
-def _face(grey: Pixels, box: tuple[int, int, int, int], score: float, yaw: float) -> Face:
+def _face(grey: Pixels, box: tuple[int, int, int, int], score: float, yaw: float | None) -> Face:
     height, width = grey.shape
     left, top, box_width, box_height = box
     return Face(

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from trainer.data.images import read_small
 from trainer.errors import DatasetError, StopTraining
 from trainer.files import atomic_write
-from trainer.pictures import marks
+from trainer.pictures import marks, orientation
 from trainer.pictures.faces import Detector, Face
 
 __all__ = ["EDGE_PX", "Measure", "measure", "measure_all"]
@@ -87,7 +87,10 @@ def measure(path: Path, detector: Detector) -> tuple[Measure, Pixels | None]:
     except OSError as error:
         return Measure(error=f"{error.strerror or error}: check that it exists and may be read"), None
     grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
-    faces = tuple(detector.find(pixels))
+    faces = tuple(
+        face if face.yaw is not None else replace(face, yaw=round(orientation.yaw(pixels, face), 2))
+        for face in detector.find(pixels)
+    )
     bars = _bars(grey)
     return (
         Measure(
