@@ -47,7 +47,7 @@ SUSPECT = 0.75
 """Confidence from which a picture is named."""
 TWO_GROUPS = 0.35
 """Share of pictures against the rest above which heads that look the other way are as likely a reason."""
-CLEAR = 4.0
+CLEAR = 5.0
 """Standard deviations above what chance would give; below it the set is too symmetric to tell."""
 
 PATCH_PX, CELL_PX, BINS = 96, 8, 8
