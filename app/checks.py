@@ -352,6 +352,10 @@ def _memory(found: Mapping[str, Any]) -> list[Check]:
 WORDS: Mapping[Level, str] = {"good": "OK", "note": "Note", "warning": "Look", "error": "Mend"}
 
 
+GIST = ("train_data_dir", "max_train_steps")
+"""What a person wants to know before each start, good or not: how many pictures, how many steps, how long."""
+
+
 def checks_html(lines: Iterable[Check]) -> str:
     """The list for a person: what must be mended first, what is well folded away."""
     found = list(lines)
@@ -364,7 +368,9 @@ def checks_html(lines: Iterable[Check]) -> str:
     else:
         title, tone = "Ready to start", "done"
     urgent = "".join(_line(line) for level in order[:2] for line in found if line.level == level)
-    rest = "".join(_line(line) for level in order[2:] for line in found if line.level == level)
+    well = [line for level in order[2:] for line in found if line.level == level]
+    urgent += "".join(_line(line) for line in well if line.about in GIST)
+    rest = "".join(_line(line) for line in well if line.about not in GIST)
     more = fold("All checks", f'<ul class="kiln-checks">{rest}</ul>') if rest else ""
     first = f'<ul class="kiln-checks">{urgent}</ul>' if urgent else ""
     return f'<div class="kiln-alert kiln-ready {tone}" role="status"><p>{html.escape(title)}</p>{first}{more}</div>'

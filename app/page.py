@@ -18,7 +18,19 @@ from app.checks import Check, checks, checks_html
 from app.fields import Form, read
 from app.report import report_html, ways_on
 from app.session import Session
-from app.shell import COLLECT, EDITED, LOADED, OPENED, QUIET, Shell, base_name, guarded, page_of, user_of
+from app.shell import (
+    COLLECT,
+    EDITED,
+    LOADED,
+    OPENED,
+    QUIET,
+    Shell,
+    answered,
+    base_name,
+    guarded,
+    page_of,
+    user_of,
+)
 from app.tabs import captioning, dataset, parameters, review, tools, train
 from trainer import config as configuration
 from trainer.config import KohyaConfig, Loaded
@@ -53,6 +65,11 @@ FOLLOW_LOG = """() => setTimeout(() => {
 }, 50)"""
 """Keeps the end of the log in sight, unless a person has scrolled up to read."""
 
+BAR_TOGGLE = (
+    '<button type="button" class="kiln-small" id="kiln-bar-toggle" aria-expanded="false" aria-controls="bar">'
+    "Preset and file</button>"
+)
+"""On a phone the configuration bar unfolds from it."""
 STORED = "() => new Promise((done) => setTimeout(done, 20))"
 CONNECT = """kiln.connect(server, trigger);
 for (const name of ['apply', 'check', 'now', 'parts', 'collect']) void name;"""
@@ -96,13 +113,11 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
 
     def browse_files(data: Any, request: gr.Request) -> dict[str, Any]:
         asked = data if isinstance(data, dict) else {}
-        return browse.listing(session.paths, str(asked.get("kind", "")), str(asked.get("path", "")))
+        kind, path = str(asked.get("kind", "")), str(asked.get("path", ""))
+        return answered(lambda: browse.listing(session.paths, kind, path))
 
     def act_on_run(data: Any, request: gr.Request) -> dict[str, Any]:
-        try:
-            return _act(session, form, data if isinstance(data, dict) else {}, user_of(request))
-        except TrainerError as error:
-            return {"error": str(error)}
+        return answered(lambda: _act(session, form, data if isinstance(data, dict) else {}, user_of(request)))
 
     def news(data: Any) -> str:
         return train.cursor(session)
@@ -119,7 +134,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             gr.HTML(
                 '<header class="kiln-head"><h1>LoRA Kiln</h1>'
                 "<p>Train a LoRA from your pictures. Same settings, same files as Kohya's LoRA tab.</p>"
-                f"{_languages()}{logout}</header>",
+                f"{BAR_TOGGLE}{_languages()}{logout}</header>",
                 padding=False,
             )
             demo = gr.Button("Try the demo", variant="primary", size="md", scale=0, elem_id="demo")
@@ -135,7 +150,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             elem_id="bridge",
             padding=False,
         )
-        with gr.Row(elem_classes="kiln-bar"):
+        with gr.Row(elem_classes="kiln-bar", elem_id="bar"):
             preset = gr.Dropdown(
                 presets.choices(), value=None, label="Preset", min_width=150, scale=2, elem_id="preset"
             )
@@ -157,7 +172,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             upload = gr.UploadButton("Upload", file_types=[".json"], elem_id="upload", **small)
             download = gr.Button("Download", elem_id="download", **small)
         report = gr.HTML(elem_id="report", padding=False)
-        with gr.Tabs(elem_id="tabs", selected="parameters") as tabs:
+        with gr.Tabs(elem_id="tabs", selected="parameters", overflow_behavior="wrap") as tabs:
             with gr.Tab("Dataset", id="dataset"):
                 dataset.render(session)
             with gr.Tab("Captioning", id="captioning") as captioning_tab:
@@ -206,9 +221,11 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             model = where / loaded.config.pretrained_model_name_or_path
             if not model.exists():
                 raise ConfigError(f"the demo's model is missing ({model}): get the program's files again")
-            loaded = Loaded(session.paths.writable(loaded.config), loaded.report)
+            loaded = Loaded(
+                session.paths.writable(loaded.config)
+            )  # what is to be said of our own file is for us
             return [
-                *shown(loaded, where, "demo: press Start", "the demo"),
+                *shown(loaded, where, "The demo is loaded", "the demo"),
                 presets.DEMO,
                 gr.Tabs(selected="train"),
             ]
@@ -337,11 +354,11 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             None, everything, draft, **LOADED
         )
         # The browser answers a press at once; the server may be busy with a step.
-        answered = [panel.start, panel.stop, panel.sample, panel.save, panel.notices]
+        changed = [panel.start, panel.stop, panel.sample, panel.save, panel.notices]
         panel.start.click(None, None, panel.start, js=STARTING, **QUIET)
-        panel.start.click(None, everything, draft, **COLLECT).then(on_start, draft, answered, **QUIET)
+        panel.start.click(None, everything, draft, **COLLECT).then(on_start, draft, changed, **QUIET)
         panel.stop.click(None, None, panel.stop, js=STOPPING, **QUIET)
-        panel.stop.click(on_stop, None, answered, **QUIET)
+        panel.stop.click(on_stop, None, changed, **QUIET)
         panel.sample.click(guarded(on_ask("sample")), None, None, **QUIET)
         panel.save.click(guarded(on_ask("save")), None, None, **QUIET)
         # gradio's own autoscroll stays at the top once many lines come at a time.

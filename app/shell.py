@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import functools
 import html
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ __all__ = [
     "OPENED",
     "QUIET",
     "Shell",
+    "answered",
     "base_name",
     "guarded",
     "page_of",
@@ -128,3 +131,14 @@ def guarded(act: Any) -> Any:
             raise gr.Error(message, duration=20, title="Please check", print_exception=False) from error
 
     return wrapped
+
+
+def answered(act: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a component's own function sends to the page's script: an answer, or ``error`` with a sentence."""
+    try:
+        return act()
+    except TrainerError as error:
+        return {"error": str(error)}
+    except Exception as error:  # noqa: BLE001 - a flaw of ours must not leave the page waiting
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}

@@ -271,8 +271,8 @@ class RunView:
         if self.run is not None and self.run.owner:
             facts.append(f"started by {self.run.owner}")
         return (
-            f'<div class="kiln-progress {tone}" role="progressbar" aria-valuemin="0" aria-valuemax="100" '
-            f'aria-valuenow="{share * 100:.0f}"><div class="words"><b>{html.escape(words)}</b>'
+            f'<div class="kiln-progress {tone}" role="progressbar" aria-label="Progress" aria-valuemin="0" '
+            f'aria-valuemax="100" aria-valuenow="{share * 100:.0f}"><div class="words"><b>{html.escape(words)}</b>'
             f"<span>{html.escape(' · '.join(facts))}</span></div>"
             f'<div class="bar"><i style="width:{share * 100:.1f}%"></i></div></div>'
         )

@@ -106,6 +106,7 @@ kiln.dataset = (() => {
         by("empty").hidden = !empty;
         by("tools").hidden = empty;
         by("work").hidden = empty;
+        by("more").hidden = empty;
         const parts = [];
         for (const set of state.sets) {
             const out = set.pictures.length - set.kept, title = element("h4", {class: "kiln-set"}, element("b", {}, set.name), " ",

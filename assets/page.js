@@ -8,6 +8,7 @@ window.kiln = (() => {
     const state = {part: "Model", values: {}, rest: {}, base: "", origin: "", baseline: null, before: [], server: null, trigger: null,
         pending: {}, props: null, all: localStorage.getItem("kiln-all") === "1", drawn: 0, timer: 0};
 
+    const OVERRULES_EPOCH = ["max_train_steps", "max_train_epochs"];  // the first that is set counts
     const text = (value) => document.createTextNode(String(value));
     function element(tag, attributes = {}, ...children) {
         const made = document.createElement(tag);
@@ -147,9 +148,11 @@ window.kiln = (() => {
             visible[name] = simple ? facts.essential.includes(name) : isShown(name);
             if (!visible[name]) rules.push(`#field-${name}{display:none!important}`);
             else if (fact.families && !fact.families.some((token) => mine.includes(token)))
-                rules.push(`#field-${name}{opacity:.6}#field-${name} .kiln-other{display:inline}`);
+                rules.push(`#field-${name}{opacity:.85}#field-${name} .kiln-other{display:inline}`);
             if (outside(name)) rules.push(`#field-${name} .kiln-outside{display:inline}`);
         }
+        const counts = OVERRULES_EPOCH.find((name) => Number(state.values[name]) > 0);
+        if (counts) rules.push(`#field-epoch .kiln-overruled[data-by=${counts}]{display:block}`);
         for (const [id, names] of Object.entries(facts.groups))
             if (!names.some((name) => visible[name])) rules.push(`#${id}{display:none!important}`);
         const others = changed();
@@ -158,6 +161,7 @@ window.kiln = (() => {
         if (!sheet) document.head.append(sheet = element("style", {id: "kiln-rules"}));
         sheet.textContent = rules.join("\n");
         document.body.classList.toggle("kiln-simple", simple);
+        document.body.classList.toggle("kiln-fresh", !state.values.train_data_dir && !state.values.dataset_config);
         listChanges(others);
         decorate();
     }
@@ -203,9 +207,20 @@ window.kiln = (() => {
             field.append(tools,
                 element("span", {class: "kiln-note kiln-other"}, "Not used by this kind of model"),
                 element("span", {class: "kiln-note kiln-outside"}, "Outside the usual range; it is taken as it is"));
+            if (name === "epoch") field.append(...OVERRULES_EPOCH.map((by) => element("span", {class: "kiln-note kiln-overruled", "data-by": by},
+                "Does not count, because this is set:", " ",
+                element("button", {type: "button", class: "kiln-link", "data-go": by}, props(by).label), " ",
+                element("button", {type: "button", class: "kiln-small", "data-epochs": ""}, "Let the epochs decide"))));
         }
         const box = document.getElementById("kiln-all");
         if (box) box.checked = state.all;
+        // gradio gives these no name for a screen reader.
+        for (const list of document.querySelectorAll("[role=listbox][id]:not([aria-label])")) {
+            const owner = document.querySelector(`[aria-controls="${CSS.escape(list.id)}"]`);
+            if (owner) list.setAttribute("aria-label", owner.getAttribute("aria-label") || "");
+        }
+        const log = document.querySelector("#log textarea:not([aria-label])");
+        if (log) log.setAttribute("aria-label", say("Log"));
     }
 
     // ---- going to a field, searching -------------------------------------------------------------
@@ -220,9 +235,7 @@ window.kiln = (() => {
     }
 
     function tabButton(root, name) {
-        // On a phone gradio puts the last tabs into a menu.
-        const places = [".tab-container:not(.visually-hidden) button", ".overflow-dropdown button"];
-        return [...document.querySelectorAll(places.map((place) => `#${root} > .tab-wrapper ${place}`).join(", "))]
+        return [...document.querySelectorAll(`#${root} > .tab-wrapper .tab-container:not(.visually-hidden) button`)]
             .find((item) => [name, say(name)].includes(item.textContent.trim()));
     }
 
@@ -478,10 +491,12 @@ window.kiln = (() => {
     // ---- listeners -----------------------------------------------------------------------------------
     document.addEventListener("click", (event) => {
         if (event.target.closest("#logout")) localStorage.removeItem(store);  // the next user sees their own
-        const target = event.target.closest("[data-go],[data-reset],[data-reset-all],[data-browse],[data-set],[data-act],[data-tab],[data-copy],[data-part],#open,#save-as");
+        const target = event.target.closest("[data-go],[data-reset],[data-reset-all],[data-browse],[data-set],[data-act],[data-tab],[data-copy],[data-part],[data-epochs],#open,#save-as,#kiln-bar-toggle");
         if (!target) return;
         const data = target.dataset;
         if (target.id === "open") open();
+        else if (target.id === "kiln-bar-toggle")
+            target.setAttribute("aria-expanded", String(document.body.classList.toggle("kiln-bar-open")));
         else if (target.id === "save-as") saveAs();
         else if (data.go) { go(data.go); const box = document.getElementById("kiln-found"); if (box) box.hidden = true; }
         else if (data.reset) apply({[data.reset]: state.baseline[data.reset]});
@@ -490,6 +505,7 @@ window.kiln = (() => {
         else if (data.set) { const values = JSON.parse(data.set); apply(values); go(Object.keys(values)[0]); }
         else if (data.act) act(JSON.parse(data.act));
         else if (data.part) turn(data.part);
+        else if ("epochs" in data) apply(Object.fromEntries(OVERRULES_EPOCH.map((name) => [name, 0])));
         else if (data.tab) openTab(data.tab);
         else if (data.copy !== undefined) {
             const words = document.getElementById(data.copy);

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import html
 import json
-import traceback
 from typing import Any
 
 import gradio as gr
 
 from app import captions as server
 from app.session import Session
-from app.shell import QUIET, user_of
-from trainer.errors import TrainerError
+from app.shell import QUIET, answered, user_of
 
 __all__ = ["render", "wire"]
 
@@ -131,13 +129,8 @@ def render(session: Session) -> None:
     """Lay out the tab."""
 
     def captions(data: Any, request: gr.Request) -> dict[str, Any]:
-        try:
-            return server.answer(session, data if isinstance(data, dict) else {}, user_of(request))
-        except TrainerError as error:
-            return {"error": str(error)}
-        except Exception as error:  # noqa: BLE001 - a flaw of ours must not leave the page waiting
-            traceback.print_exc()
-            return {"error": f"{type(error).__name__}: {error}"}
+        asked = data if isinstance(data, dict) else {}
+        return answered(lambda: server.answer(session, asked, user_of(request)))
 
     demo = str(server.DEMO_CAPTIONER) if server.DEMO_CAPTIONER.is_dir() else ""
     facts = json.dumps({"captioners": server.captioner_facts(), "demo": demo}, separators=(",", ":"))

@@ -13,8 +13,7 @@ import gradio as gr
 
 from app.album import Tasks, answer
 from app.session import Session
-from app.shell import user_of
-from trainer.errors import TrainerError
+from app.shell import answered, user_of
 from trainer.pictures.faces import YUNET, YUNET_URL
 
 __all__ = ["render"]
@@ -117,7 +116,10 @@ def _markup(models: str) -> str:
         + _button("Is one mirrored?", "mirrored")
         + _button("What will training see?", "buckets")
         + "</div>"
-        '<div id="dataset-findings"></div><div id="dataset-mirrored"></div><div id="dataset-buckets"></div>'
+        '<div id="dataset-findings"></div><div id="dataset-mirrored"></div><div id="dataset-buckets"></div></div>'
+    )
+    more = (
+        '<div id="dataset-more" hidden>'
         "<details><summary>Write edited copies</summary><form class='kiln-find' onsubmit='return false'>"
         '<input type="text" id="dataset-target" name="target" aria-label="New folder for the copies" '
         'placeholder="New folder for the copies" spellcheck="false">'
@@ -137,7 +139,9 @@ def _markup(models: str) -> str:
         + f'<p id="dataset-empty" class="kiln-empty">{EMPTY}</p>'
         + work
         + tools
-        + '<div id="dataset-grid"></div><dialog id="dataset-crop" aria-label="Crop"></dialog></div>'
+        + '<div id="dataset-grid"></div>'
+        + more
+        + '<dialog id="dataset-crop" aria-label="Crop"></dialog></div>'
     )
 
 
@@ -146,10 +150,8 @@ def render(session: Session) -> None:
     tasks = Tasks()
 
     def dataset(data: Any, request: gr.Request) -> dict[str, Any]:
-        try:
-            return answer(session, tasks, data if isinstance(data, dict) else {}, user_of(request))
-        except TrainerError as error:
-            return {"error": str(error)}
+        asked = data if isinstance(data, dict) else {}
+        return answered(lambda: answer(session, tasks, asked, user_of(request)))
 
     gr.HTML(
         _markup(str(session.state / "models")),

@@ -20,7 +20,15 @@ TABS = (
 SIMPLE = ("Model", "Basic", "Samples")
 """Parts with fields of the beginner's view, which shows them together."""
 
-TOOLS = """<div class="kiln-find" role="search">
+TOOLS = """<section id="kiln-welcome"><p><b>Your first LoRA</b></p><ul>
+<li>The demo has everything with it: press "Try the demo" above, then "Start training".</li>
+<li>
+<span>With your own pictures: bring them in, describe them, choose a preset above and a model below, and start:</span>
+<button type="button" class="kiln-link" data-tab="Dataset">Dataset</button> →
+<button type="button" class="kiln-link" data-tab="Captioning">Captioning</button> →
+<button type="button" class="kiln-link" data-tab="Parameters">Parameters</button> →
+<button type="button" class="kiln-link" data-tab="Train">Train</button></li></ul></section>
+<div class="kiln-find" role="search">
 <input type="search" id="kiln-search" placeholder="Find a setting by name, label or help" autocomplete="off"
  aria-label="Find a setting" aria-controls="kiln-found">
 <label class="kiln-switch"><input type="checkbox" id="kiln-all"> <span>All settings</span></label>

@@ -15,10 +15,10 @@ from app.fields import Form
 from app.run_html import Seen, Thumbnails, kept_html, run_html
 from app.runs import Run
 from app.session import Session
-from app.shell import base_name, user_of
+from app.shell import answered, base_name, user_of
 from app.view import act_button, duration, row, served
 from trainer.config import KohyaConfig
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError
 from trainer.review import keep as keeping
 from trainer.review.grid import Grid, grid_lists, pictures_folder
 from trainer.review.judging import Judging, verdict_of
@@ -47,10 +47,8 @@ def render(session: Session, form: Form) -> gr.HTML:
     """Lay out the tab; returns the list of runs, which the ticks keep fresh."""
 
     def review(data: Any, request: gr.Request) -> dict[str, Any]:
-        try:
-            return answer(session, form, data if isinstance(data, dict) else {}, user_of(request))
-        except TrainerError as error:
-            return {"error": str(error)}
+        asked = data if isinstance(data, dict) else {}
+        return answered(lambda: answer(session, form, asked, user_of(request)))
 
     gr.HTML("<h3>Runs</h3>", padding=False)
     past = gr.HTML(elem_id="runs", padding=False)

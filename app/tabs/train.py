@@ -88,7 +88,7 @@ def render() -> Panel:
         "colors_in_legend": [],
         "buttons": [],
     }
-    with gr.Row():
+    with gr.Row(elem_id="run-view"):
         with gr.Column(scale=3, min_width=320):
             chart = gr.LinePlot(
                 y="loss",

@@ -45,6 +45,9 @@ from trainer.files import REPOSITORY
 SOON_S = 0.3
 """An interaction that takes longer is felt."""
 INTERACTIONS = 100
+STARTS, STAYS_S = 5, 20
+"""A server is started so often until it has served for so long: when it starts, gradio asks itself for its
+page, and ends where the answer takes longer than 3 s."""
 
 
 @dataclass
@@ -151,25 +154,35 @@ def _serving(command: list[str], folder: Path, environment: dict[str, str], log:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/"
     command = [part.format(port=port) for part in command]
-    with (
-        log.open("w", encoding="utf-8") as output,
-        subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
-        ) as process,
-    ):
+    for _ in range(STARTS):
+        with (
+            log.open("w", encoding="utf-8") as output,
+            subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            ) as process,
+        ):
+            try:
+                if _stays(process, url):
+                    yield url
+                    return
+            finally:
+                process.kill()
+    sys.exit(f"error: {' '.join(command)} does not serve:\n{log.read_text()[-3000:]}")
+
+
+def _stays(process: subprocess.Popen[bytes], url: str) -> bool:
+    """Wait until a server serves, and see that it goes on: on a busy machine some of gradio's do not."""
+    end = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < end:
         try:
-            end = time.monotonic() + 300
-            while True:
-                if process.poll() is not None or time.monotonic() > end:
-                    sys.exit(f"error: {' '.join(command)} does not serve:\n{log.read_text()[-3000:]}")
-                try:
-                    urllib.request.urlopen(url, timeout=5).close()
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            yield url
-        finally:
-            process.kill()
+            urllib.request.urlopen(url, timeout=30).close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STAYS_S)
+            return process.poll() is None
+    return False
 
 
 def _fresh(browser: Browser) -> BrowserContext:
