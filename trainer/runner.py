@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import bitsandbytes  # noqa: F401 - diffusers would, while another thread may import it too
 import torch
-import torch._dynamo  # an optimizer would, at its first step, while another thread may import it too
+import torch._dynamo  # an optimizer would, at its first step, likewise
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 

@@ -52,15 +52,16 @@ class Runner:
     @staticmethod
     def _work(job: Job | Work, events: EventLog, controls: Controls) -> None:
         from trainer.job import Job
+        from trainer.work import perform
 
         try:
-            if isinstance(job, Job):
-                from trainer.runner import run
+            # Whole and first, whatever the work needs of it: a page's checks import it too, and two threads that
+            # each import a part find the other's half done.
+            from trainer.runner import run
 
+            if isinstance(job, Job):
                 run(job, events, controls)
             else:
-                from trainer.work import perform
-
                 perform(job, events, controls)
         except BaseException as error:  # noqa: BLE001 - the page lives on
             said = any(isinstance(event, JobFailed) for event in events.since(0)[0])
