@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from assets.demo import draw, make_subject
 from trainer.errors import StopTraining
@@ -82,3 +82,19 @@ def test_few_pictures_say_nothing_and_stop_stops(subject: list[Look]) -> None:
     assert not compare(subject[:3]).is_clear
     with pytest.raises(StopTraining):
         compare(subject, stop=lambda: True)
+
+
+def test_writing_tells_though_nothing_else_comes_again() -> None:
+    rng = np.random.default_rng(5)
+    looks = []
+    for index in range(10):
+        colours = rng.integers(40, 216, (4, 5, 3), dtype=np.uint8)
+        image = Image.fromarray(colours).resize((400, 300), Image.Resampling.BICUBIC)
+        font = ImageFont.load_default(int(rng.integers(34, 50)))
+        place = int(rng.integers(0, 120)), int(rng.integers(0, 230))
+        ImageDraw.Draw(image).text(place, "Kiln Street", "white", font, stroke_width=1, stroke_fill="black")
+        one = look(np.asarray(image), None)
+        looks.append(one.mirror() if index in (2, 7) else one)
+    found = compare(looks)
+    assert found.is_clear
+    assert sorted(found.suspects) == [2, 7]

@@ -48,7 +48,9 @@ SUSPECT = 0.75
 TWO_GROUPS = 0.35
 """Share of pictures against the rest above which heads that look the other way are as likely a reason."""
 CLEAR = 5.0
-"""Standard deviations above what chance would give; below it the set is too symmetric to tell."""
+"""Standard deviations above what chance would give; below it the set is too symmetric to tell ..."""
+EXPLAINED = 0.65
+"""... as it is where the signs explain less of the votes: pictures of many things share a light or a horizon."""
 
 PATCH_PX, CELL_PX, BINS = 96, 8, 8
 GRID = PATCH_PX // CELL_PX
@@ -57,8 +59,9 @@ AROUND_FACE = 0.45
 MOVE_COST = 0.02
 
 SIFT_EDGE_PX, SIFT_FEATURES = 480, 300
-SIFT_PARTNERS = 12
-MATCHES = 8
+SIFT_PARTNERS = 24
+"""Pictures of the core with which each of the others is compared by features."""
+MATCHES = 5
 """Fewer features that agree are chance."""
 
 POSES = REPOSITORY / "assets" / "models" / "poses.npy"
@@ -68,7 +71,7 @@ TURNED = 4.6
 POSE_FREE = 3.0
 """How much these votes weigh against the cells'."""
 
-BIAS, BY_AGREEMENT, BY_VOTES = -3.98, 1.47, 1.32
+BIAS, BY_AGREEMENT, BY_VOTES = -3.98, 4.41, 3.96
 """Log odds that a picture's sign is right: bias + a * agreement of the set + b * its own votes."""
 
 
@@ -109,11 +112,13 @@ class Orientation:
     """That the sign of each picture is right, 0.5 to 0.99."""
     agreement: float
     """How far beyond chance the votes agree, in standard deviations."""
+    explained: float = 0.0
+    """How much of the votes the signs explain, 0 to 1."""
 
     @property
     def is_clear(self) -> bool:
         """Whether anything can be said at all."""
-        return self.agreement >= CLEAR
+        return self.agreement >= CLEAR and self.explained >= EXPLAINED
 
     @property
     def in_two_groups(self) -> bool:
@@ -397,17 +402,20 @@ def solve(
     agreement = (score - float(np.mean(by_chance))) / spread
     if signs.sum() < 0:
         signs = -signs
-    own = signs * (votes_NN @ signs) / (np.sqrt((votes_NN**2).sum(axis=1)) + 1e-9)
+    most = math.sqrt(len(signs) - 1)
+    own = signs * (votes_NN @ signs) / (np.sqrt((votes_NN**2).sum(axis=1)) + 1e-9) / most
     orientation = Orientation(
         tuple(int(sign) for sign in signs),
-        tuple(_confidence(score, float(value)) for value in own),
+        tuple(_confidence(score / most, float(value)) for value in own),
         agreement,
+        score / most,
     )
     return orientation, weights_K.astype(np.float32)
 
 
-def _confidence(score: float, own: float) -> float:
-    odds = BIAS + BY_AGREEMENT * score + BY_VOTES * own
+def _confidence(explained: float, own: float) -> float:
+    """Both 0 to 1: of all votes, and of the picture's own."""
+    odds = BIAS + BY_AGREEMENT * explained + BY_VOTES * own
     return min(0.99, max(0.5, 1 / (1 + math.exp(-odds))))
 
 
@@ -440,10 +448,8 @@ def compare(
     for place, one in enumerate(chosen):
         if stop():
             raise StopTraining
-        for step in range(1, min(SIFT_PARTNERS // 2, (len(core) - 1) // 2 + 1) + 1):
-            other = (place + step) % len(core)
-            if other != place:
-                sparse_NN[place, other] = sparse_NN[other, place] = _sparse_vote(one, chosen[other])
+        for other in range(place):
+            sparse_NN[place, other] = sparse_NN[other, place] = _sparse_vote(one, chosen[other])
         if advance is not None:
             advance(place + 1, count)
     differences_ND = _pose_free(chosen)
@@ -453,7 +459,6 @@ def compare(
     signs, confidences = np.zeros(count, int), np.zeros(count)
     signs[core], confidences[core] = found.signs, found.confidences
     core_signs = np.array(found.signs)
-    score = math.sqrt(len(core)) * 0.5
     for place, index in enumerate(rest):
         if stop():
             raise StopTraining
@@ -462,12 +467,14 @@ def compare(
         votes_N = (votes_N / (np.sqrt((votes_N**2).mean()) + 1e-9)).astype(np.float32)
         free_N = differences_ND @ _pose_free([one])[0]
         votes_N += POSE_FREE * free_N / (np.sqrt((free_N**2).mean()) + 1e-9)
-        partners = np.random.default_rng(int(index)).choice(len(core), SIFT_PARTNERS // 2, replace=False)
+        partners = np.random.default_rng(int(index)).choice(
+            len(core), min(SIFT_PARTNERS, len(core)), replace=False
+        )
         for partner in partners.tolist():
             votes_N[partner] += _sparse_vote(one, chosen[partner])
-        own = float(votes_N @ core_signs) / (float(np.linalg.norm(votes_N)) + 1e-9)
+        own = float(votes_N @ core_signs) / (float(np.linalg.norm(votes_N)) + 1e-9) / math.sqrt(len(core))
         signs[index] = 1 if own >= 0 else -1
-        confidences[index] = _confidence(min(score, 2.5), abs(own))
+        confidences[index] = _confidence(found.explained, abs(own))
         if advance is not None:
             advance(len(core) + place + 1, count)
     return replace(
