@@ -622,10 +622,12 @@ kiln.captions = (() => {
         pen.fillStyle = "black";
         pen.fillRect(0, 0, values.width, values.height);
         if (state.opened.mask.url) pen.drawImage(await drawing(state.opened.mask.url), 0, 0, values.width, values.height);
-        state.mask = {values, pen, last: null};
+        state.mask = {values, pen, last: null, at: [canvas.width / 2, canvas.height / 2]};
         dim(canvas, values);
         canvas.hidden = false;
         canvas.classList.add("drawing");
+        canvas.tabIndex = 0;
+        canvas.focus({preventScroll: true});
         get("cap-mask-tools").hidden = false;
         get("cap-paint").disabled = true;
     }
@@ -634,27 +636,67 @@ kiln.captions = (() => {
         if (!state.mask) { if (get("cap-mask")) get("cap-mask").hidden = true; return; }
         state.mask = null;
         get("cap-mask").hidden = true;
+        get("cap-mask").removeAttribute("tabindex");
         get("cap-mask-tools").hidden = true;
         get("cap-paint").disabled = false;
+        if (document.activeElement === document.body) get("cap-paint").focus();
     }
 
+    const scaled = () => get("cap-mask").width / get("cap-mask").getBoundingClientRect().width;
+
     function stroke(event) {
-        const mask = state.mask;
-        if (!mask || !event.buttons) return;
+        if (!state.mask || !event.buttons) return;
         event.preventDefault();
-        const canvas = get("cap-mask"), box = canvas.getBoundingClientRect();
-        const scale = canvas.width / box.width;
-        const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * canvas.height / box.height;
-        const inside = document.querySelector("[name=cap-brush]:checked").value === "in";
+        const box = get("cap-mask").getBoundingClientRect();
+        line((event.clientX - box.left) * scaled(), (event.clientY - box.top) * scaled());
+    }
+
+    // From where the brush was to a point, in pixels of the picture.
+    function line(x, y) {
+        const mask = state.mask, inside = document.querySelector("[name=cap-brush]:checked").value === "in";
         mask.pen.strokeStyle = inside ? "white" : "black";
-        mask.pen.lineWidth = Number(get("cap-brush-size").value) * scale;
+        mask.pen.lineWidth = Number(get("cap-brush-size").value) * scaled();
         mask.pen.lineCap = mask.pen.lineJoin = "round";
         mask.pen.beginPath();
         mask.pen.moveTo(...(mask.last || [x, y]));
         mask.pen.lineTo(x + 0.01, y);
         mask.pen.stroke();
         mask.last = [x, y];
-        if (!mask.drawn) mask.drawn = requestAnimationFrame(() => { mask.drawn = 0; if (state.mask) dim(canvas, mask.values); });
+        redraw();
+    }
+
+    function redraw() {
+        const mask = state.mask;
+        if (!mask.drawn) mask.drawn = requestAnimationFrame(() => {
+            mask.drawn = 0;
+            if (!state.mask) return;
+            dim(get("cap-mask"), mask.values);
+            if (mask.keys) ring();
+        });
+    }
+
+    // The brush, for who moves it with the keyboard.
+    function ring() {
+        const pen = get("cap-mask").getContext("2d"), radius = Number(get("cap-brush-size").value) * scaled() / 2;
+        for (const [colour, wide] of [["black", 3], ["white", 1.5]]) {
+            pen.strokeStyle = colour;
+            pen.lineWidth = wide * scaled();
+            pen.beginPath();
+            pen.arc(...state.mask.at, radius, 0, 2 * Math.PI);
+            pen.stroke();
+        }
+    }
+
+    function brush(event) {
+        const mask = state.mask, canvas = get("cap-mask");
+        const by = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+        if (!by && event.key !== " ") return;
+        event.preventDefault();
+        mask.keys = true;
+        const step = Math.max(1, Number(get("cap-brush-size").value) * scaled() / 2), [x, y] = mask.at, paints = event.shiftKey || !by;
+        mask.last = paints ? [x, y] : null;
+        if (by) mask.at = [Math.min(canvas.width, Math.max(0, x + by[0] * step)), Math.min(canvas.height, Math.max(0, y + by[1] * step))];
+        if (paints) line(...mask.at); else redraw();
     }
 
     async function maskDo(what) {
@@ -753,6 +795,7 @@ kiln.captions = (() => {
         if (!event.target.closest || !event.target.closest("#captions")) return;
         const by = {ArrowDown: 1, ArrowUp: -1}[event.key];
         if (event.altKey && by) { event.preventDefault(); move(by); }
+        else if (event.target.id === "cap-mask" && state.mask) brush(event);
         else if ((event.ctrlKey || event.metaKey) && event.key === "Enter" && event.target.id === "cap-text") { event.preventDefault(); move(1); }
         else if (event.key === "Escape" && event.target.id === "cap-text") {
             state.dirty = false;
@@ -765,7 +808,7 @@ kiln.captions = (() => {
     for (const kind of ["pointerdown", "pointermove"]) {
         document.addEventListener(kind, (event) => {
             if (event.target.id !== "cap-mask" || !state.mask) return;
-            if (kind === "pointerdown") { state.mask.last = null; event.target.setPointerCapture(event.pointerId); }
+            if (kind === "pointerdown") { state.mask.last = null; state.mask.keys = false; event.target.setPointerCapture(event.pointerId); }
             stroke(event);
         });
     }

@@ -351,8 +351,10 @@ window.kiln = (() => {
         cancel.addEventListener("click", () => dialog.close());
         buttons.append(cancel);
         const note = answer.error && answer.entries && answer.entries.length ? [element("p", {class: "kiln-error"}, answer.error)] : [];
+        const isOpen = dialog.open;
         dialog.replaceChildren(title, place, ...note, list, buttons);
-        if (!dialog.open) dialog.showModal();
+        if (!isOpen) dialog.showModal();
+        (list.querySelector("button") || place).focus();
     }
 
     function type(id, value) {

@@ -23,6 +23,8 @@ CONNECT = "kiln.captions.connect(server);"
 SHIPPED = "These pictures belong to the program and stay as they are. Work on a copy of them."
 KEYS = "Alt+↓ and Alt+↑ go to the next and previous picture and save. Esc takes back what you typed."
 
+MASK_KEYS = "By keyboard: the arrow keys move the brush, Space paints, Shift with an arrow key draws a line."
+
 TOP = """<div class="kiln-cap-top"><p id="cap-summary" role="status">
  The captions of the pictures in the settings.</p><div class="kiln-buttons">
 <button type="button" class="kiln-small" id="look-captions">Look at the captions</button>
@@ -64,8 +66,8 @@ EDITOR = """<div id="cap-work" hidden><div class="kiln-cap-list">
 <div class="kiln-cap-filter"><label class="kiln-check"><input type="checkbox" id="cap-all"><span>Select all shown</span>
 </label><span id="cap-count" role="status"></span></div>
 <ol id="cap-list" aria-label="Pictures"></ol></div>
-<div class="kiln-cap-editor"><div id="cap-stage"><img id="cap-picture" alt=""><canvas id="cap-mask" hidden
- aria-label="Mask: paint the part that counts"></canvas></div>
+<div class="kiln-cap-editor"><div id="cap-stage"><img id="cap-picture" alt=""><canvas id="cap-mask" role="application" hidden
+ aria-label="Mask: paint the part that counts" aria-describedby="cap-mask-keys"></canvas></div>
 <div id="cap-mask-tools" class="kiln-cap-tools" hidden>
 <label class="kiln-check"><input type="radio" name="cap-brush" value="in" checked><span>Counts</span></label>
 <label class="kiln-check"><input type="radio" name="cap-brush" value="out"><span>Does not count</span></label>
@@ -75,7 +77,8 @@ EDITOR = """<div id="cap-work" hidden><div class="kiln-cap-list">
 <button type="button" class="kiln-small" data-mask="none">Nothing counts</button>
 <button type="button" class="kiln-small" data-mask="invert">Swap</button>
 <button type="button" class="kiln-small primary" data-mask="save">Save the mask</button>
-<button type="button" class="kiln-small" data-mask="cancel">Cancel</button></div>
+<button type="button" class="kiln-small" data-mask="cancel">Cancel</button>
+<small id="cap-mask-keys">{mask_keys}</small></div>
 <p id="cap-mask-words" class="kiln-cap-facts"></p>
 <label class="kiln-cap-label" for="cap-text">Caption of <b id="cap-name" class="kiln-asis"></b></label>
 <textarea id="cap-text" rows="5" spellcheck="true" aria-describedby="cap-facts cap-keys"></textarea>
@@ -135,7 +138,12 @@ def render(session: Session) -> None:
     demo = str(server.DEMO_CAPTIONER) if server.DEMO_CAPTIONER.is_dir() else ""
     facts = json.dumps({"captioners": server.captioner_facts(), "demo": demo}, separators=(",", ":"))
     kept = f'<div id="cap-data" class="kiln-asis" hidden>{html.escape(facts)}</div>'  # gradio warns of script elements
-    markup = (TOP + WRITER + EDITOR + TOOLS).replace("{shipped}", SHIPPED).replace("{keys}", KEYS)
+    markup = (
+        (TOP + WRITER + EDITOR + TOOLS)
+        .replace("{shipped}", SHIPPED)
+        .replace("{keys}", KEYS)
+        .replace("{mask_keys}", MASK_KEYS)
+    )
     gr.HTML(
         markup + kept,
         js_on_load=CONNECT,

@@ -1,6 +1,6 @@
 """Take pictures of every tab, with a real run of the demo, to look for what is crude.
 
-    python -m tests.browser.screenshots FOLDER [--steps 90] [--docs]
+    python -m tests.browser.screenshots FOLDER [--steps 90] [--only phone] [--docs]
 
 Every tab at desktop and phone width, in light and dark, goes into FOLDER: Train while the run goes on, the
 others once it has been stopped. With ``--docs`` the few pictures of the README are written to assets/docs.
@@ -120,6 +120,8 @@ def after(page: Page, folder: Path, mark: str) -> None:
 def documented(folder: Path) -> None:
     """The pictures of the README, cut to a size that is read."""
     for shot, name in DOCS.items():
+        if not (folder / f"{shot}.png").exists():
+            sys.exit(f"error: {shot}.png is not there: take the pictures without --only")
         with Image.open(folder / f"{shot}.png") as picture:
             height = min(picture.height, LONGEST["phone" if "phone" in shot else "desktop"])
             file = REPOSITORY / "assets" / "docs" / f"{name}.webp"
@@ -149,13 +151,16 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=90, help="wait for this step of the demo")
+    parser.add_argument(
+        "--only", default="", help="part of desktop-light, phone-light, desktop-dark, phone-dark"
+    )
     parser.add_argument("--docs", action="store_true", help="write the pictures of the README too")
     options = parser.parse_args()
     chromium = find_chromium()
     if chromium is None:
         sys.exit(HOW_TO_GET_ONE)
     options.folder.mkdir(parents=True, exist_ok=True)
-    kinds = [(kind, scheme) for scheme in SCHEMES for kind in SCREENS]
+    kinds = [(kind, scheme) for scheme in SCHEMES for kind in SCREENS if options.only in f"{kind}-{scheme}"]
     with tempfile.TemporaryDirectory() as scratch, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         file = settings(Path(scratch), options.steps)
