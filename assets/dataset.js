@@ -468,8 +468,13 @@ kiln.dataset = (() => {
                 }
             }
         }
-        const roots = [...items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-        for (const root of roots) await walk(root, "");
+        // Both are asked at once: after the first wait the browser has forgotten what was dropped.
+        const dropped = [...items].filter((item) => item.kind === "file")
+            .map((item) => ({entry: item.webkitGetAsEntry && item.webkitGetAsEntry(), file: item.getAsFile()}));
+        for (const {entry, file} of dropped) {
+            if (entry) await walk(entry, "");
+            else if (file) files.push({file, name: file.name});  // from another program, which has no folders
+        }
         return files;
     }
 

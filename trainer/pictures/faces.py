@@ -27,7 +27,7 @@ YUNET_URL = "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection
 
 HAAR_EDGE_PX = 224
 """Longest edge that the cascade of faces seen from the front looks at: one of an eighth of the height is found."""
-PROFILE_EDGE_PX = 160
+PROFILE_EDGE_PX = 128
 """The same for faces seen from the side, which is asked where there is none from the front, and asked twice."""
 YUNET_EDGE_PX = 640
 OVERLAP = 0.3
@@ -109,13 +109,13 @@ class Detector:
     def _haar(self, pixels_HWC: Pixels) -> list[Face]:
         grey = _evened(pixels_HWC, HAAR_EDGE_PX)
         frontal, profile = self._cascades()
-        faces = [_face(grey, box, weight, None) for box, weight in _found(frontal, grey, 5, 1.2)]
+        faces = [_face(grey, box, weight, None) for box, weight in _found(frontal, grey, 4, 1.25)]
         if not faces:  # the profile cascade is slower and surer of itself than it should be
             grey = _evened(pixels_HWC, PROFILE_EDGE_PX)
             mirrored = np.ascontiguousarray(grey[:, ::-1])
             width = grey.shape[1]
-            faces = [_face(grey, box, weight, -1.0) for box, weight in _found(profile, grey, 6, 1.2)]
-            for (left, top, box_width, box_height), weight in _found(profile, mirrored, 6, 1.2):
+            faces = [_face(grey, box, weight, -1.0) for box, weight in _found(profile, grey, 6, 1.25)]
+            for (left, top, box_width, box_height), weight in _found(profile, mirrored, 6, 1.25):
                 box = (width - left - box_width, top, box_width, box_height)
                 faces.append(_face(grey, box, weight, 1.0))
         return faces
