@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 LOG_LINES = 500
-CHART_POINTS = 400
+CHART_POINTS = 200
 SAMPLES_SHOWN = 200
 WARNINGS_SHOWN = 100
 THUMBNAIL_PX = 256
@@ -273,7 +273,7 @@ class RunView:
         return (
             f'<div class="kiln-progress {tone}" role="progressbar" aria-label="Progress" aria-valuemin="0" '
             f'aria-valuemax="100" aria-valuenow="{share * 100:.0f}"><div class="words"><b>{html.escape(words)}</b>'
-            f"<span>{html.escape(' · '.join(facts))}</span></div>"
+            f"<span>{' · '.join(f'<span>{html.escape(fact)}</span>' for fact in facts)}</span></div>"
             f'<div class="bar"><i style="width:{share * 100:.1f}%"></i></div></div>'
         )
 

@@ -492,6 +492,7 @@ window.kiln = (() => {
 
     // ---- listeners -----------------------------------------------------------------------------------
     document.addEventListener("click", (event) => {
+        if (event.target.closest("#tabs > .tab-wrapper button")) setTimeout(follow, 50);
         if (event.target.closest("#logout")) localStorage.removeItem(store);  // the next user sees their own
         const target = event.target.closest("[data-go],[data-reset],[data-reset-all],[data-browse],[data-set],[data-act],[data-tab],[data-copy],[data-part],[data-epochs],#open,#save-as,#kiln-bar-toggle");
         if (!target) return;
@@ -565,6 +566,9 @@ window.kiln = (() => {
         if (!state.following) state.following = setInterval(follow, 1000);
     }
 
+    // Whether a tab that shows the run is open.
+    const isWatched = () => ["progress", "runs"].some((id) => (document.getElementById(id) || {}).offsetParent);
+
     // One question a second; gradio, which goes through the whole page for every event, hears of news only.
     let asking = false, seen = "", seenAt = 0;
     async function follow() {
@@ -572,8 +576,9 @@ window.kiln = (() => {
         if (asking || document.hidden && Date.now() - seenAt < 10000) return;
         asking = true;
         try {
-            const now = await state.server.news({});
-            if (now !== seen || Date.now() - seenAt > 15000) {  // an answer may have been lost
+            const now = await state.server.news({}), age = Date.now() - seenAt;
+            // Drawing costs the browser time that whoever types elsewhere would feel; and an answer may have been lost.
+            if (now !== seen && (isWatched() || age > 5000) || age > 15000) {
                 seen = now;
                 seenAt = Date.now();
                 state.trigger("now");
