@@ -257,7 +257,11 @@ class RunView:
         elif isinstance(self.end, JobFailed):
             training = self.run is None or self.run.kind == "training"
             early = "Did not start" if training else "Failed"
-            words, tone = f"Failed at step {self.end.step}" if self.end.step else early, "failed"
+            step, words, tone = self.end.step, early, "failed"
+            if step and self.run is not None and self.run.status == "interrupted":
+                words = f"Interrupted at step {step}"
+            elif step:
+                words = f"Failed at step {step}"
         elif state == "stopping":
             words, tone = "Stopping: this step is finished and saved first", f"{tone} stopped"
         else:

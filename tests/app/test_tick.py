@@ -222,7 +222,7 @@ def test_the_next_server_shows_the_last_run(session: Session, tmp_path: Path) ->
 def test_a_run_that_was_cut_off_is_named_so(session: Session, tmp_path: Path) -> None:
     recorded(session, tmp_path)
     values = tick(again(session), None)
-    assert "Failed at step 1" in values[FIRST]
+    assert "Interrupted at step 1" in values[FIRST]
     assert "the program ended before this run did" in values[FIRST + 1]
 
 
