@@ -67,7 +67,8 @@ EDITOR = """<div id="cap-work" hidden><div class="kiln-cap-list">
 </label><span id="cap-count" role="status"></span></div>
 <ol id="cap-list" aria-label="Pictures"></ol></div>
 <div class="kiln-cap-editor"><div id="cap-stage"><img id="cap-picture" alt="">
-<canvas id="cap-mask" role="application" hidden aria-label="Mask: paint the part that counts" aria-describedby="cap-mask-keys"></canvas></div>
+<canvas id="cap-mask" role="application" hidden
+ aria-label="Mask: paint the part that counts" aria-describedby="cap-mask-keys"></canvas></div>
 <div id="cap-mask-tools" class="kiln-cap-tools" hidden>
 <label class="kiln-check"><input type="radio" name="cap-brush" value="in" checked><span>Counts</span></label>
 <label class="kiln-check"><input type="radio" name="cap-brush" value="out"><span>Does not count</span></label>
