@@ -233,14 +233,15 @@ kiln.dataset = (() => {
 
     async function edit(what, more = {}) {
         const ids = more.ids || (state.picked.size ? [...state.picked] : state.at ? [state.at] : []);
-        if (!ids.length) return;
+        if (!ids.length) return false;
         const answer = await ask({do: "edit", what, ids, ...more, folder: state.folder});
-        if (!answer) return;
+        if (!answer) return false;
         const at = document.activeElement && document.activeElement.closest("#dataset-grid figure");
         state.buckets = null;
         take(answer);
         say("");
         if (at) { const item = item_of(state.at); if (item) item.focus(); }
+        return true;
     }
 
     async function back(what) {
@@ -373,8 +374,9 @@ kiln.dataset = (() => {
         if (!result || result.stopped) return;
         const groups = new Map();
         for (const finding of result.findings) groups.set(finding.kind, [...(groups.get(finding.kind) || []), finding]);
-        const parts = [element("p", {class: "kiln-verdict"}, result.findings.length
-            ? `${result.checked} pictures checked, ${result.findings.length} findings` : `${result.checked} pictures checked: nothing to mend`)];
+        const parts = [element("p", {class: "kiln-outcome"}, result.findings.length > 1
+            ? `${result.checked} pictures checked, ${result.findings.length} findings`
+            : result.findings.length ? `${result.checked} pictures checked, 1 finding` : `${result.checked} pictures checked: nothing to mend`)];
         for (const [kind, findings] of groups) {
             const level = findings.some((item) => item.level === "error") ? "error" : findings.some((item) => item.level === "warning") ? "warning" : "note";
             const head = element("summary", {class: level}, element("b", {}, result.kinds[kind]), " ", element("span", {}, findings.length));
@@ -417,7 +419,7 @@ kiln.dataset = (() => {
         say("");
         const result = await follow("Comparing the pictures with each other", {do: "mirrored"});
         if (!result || result.stopped) return;
-        const parts = [element("p", {class: "kiln-verdict"}, result.words)];
+        const parts = [element("p", {class: "kiln-outcome"}, result.words)];
         if (result.suspects.length) {
             const list = element("ul", {class: "kiln-mirrors"});
             for (const suspect of result.suspects) {
@@ -448,7 +450,7 @@ kiln.dataset = (() => {
         const notes = element("ul", {class: "kiln-checks"});
         for (const finding of result.findings) notes.append(element("li", {class: finding.level === "info" ? "note" : finding.level},
             element("b", {}, finding.level === "info" ? "Note" : finding.level === "warning" ? "Warning" : "Error"), element("span", {}, finding.message)));
-        by("buckets").replaceChildren(element("p", {class: "kiln-verdict"}, words),
+        by("buckets").replaceChildren(element("p", {class: "kiln-outcome"}, words),
             element("table", {class: "kiln-table kiln-bucket-table"}, element("thead", {}, head), element("tbody", {}, ...rows)), notes,
             element("p", {class: "kiln-empty"}, "In the grid, the frame on each picture is what its bucket keeps."));
         draw();
@@ -529,6 +531,7 @@ kiln.dataset = (() => {
         const answer = await ask({do: "project", ...given, repeats: given.repeats || (kept ? Math.max(1, Math.round(400 / kept)) : 10)});
         if (!answer) return;
         await fill(answer);
+        by("new").open = false;
         say("The project is made, and the settings are filled in. Now bring its pictures in.");
     }
 
@@ -537,6 +540,16 @@ kiln.dataset = (() => {
         if (!result) return;
         await fill(result);
         say("The folders are made, and the settings are filled in.");
+    }
+
+    // A second click while the first one is under way would take it back.
+    async function mend(target, what, more) {
+        target.disabled = true;
+        if (!await edit(what, more)) { target.disabled = false; return; }
+        const item = target.closest("li");
+        item.classList.add("mended");
+        for (const image of item.querySelectorAll("[data-thumb]")) if (more.ids.includes(image.dataset.thumb)) image.removeAttribute("src");
+        loadThumbs(item);
     }
 
     async function act(what, data, target) {
@@ -553,8 +566,8 @@ kiln.dataset = (() => {
         case "exclude": case "include": case "left": case "right": case "flip": case "uncrop": await edit(what); break;
         case "crop": await cropping(); break;
         case "undo": case "redo": await back(what); break;
-        case "repair": await edit(data.what, {ids: data.ids, box: data.box, file: true}); target.closest("li").classList.add("mended"); target.disabled = true; break;
-        case "flip-one": await edit("flip", data); target.closest("li").classList.add("mended"); target.disabled = true; break;
+        case "repair": await mend(target, data.what, {ids: data.ids, box: data.box, file: true}); break;
+        case "flip-one": await mend(target, "flip", data); break;
         case "drop": target.closest("li").remove(); break;
         case "check": await check(); break;
         case "mirrored": await mirrored(); break;
@@ -631,7 +644,16 @@ kiln.dataset = (() => {
     function connect(server) {
         state.server = server;
         // gradio mounts a tab when it is opened first.
-        setTimeout(() => { if (by("grid")) { if (!state.opened) first(); else if (state.folder) open(state.folder, true); } }, 0);
+        setTimeout(() => {
+            if (!by("grid")) return;
+            if (!state.opened) first(); else if (state.folder) open(state.folder, true);
+            // Shown again, after another tab: captions may have come, or files gone.
+            let shown = true;
+            new IntersectionObserver(([entry]) => {
+                if (entry.isIntersecting && !shown && state.folder && !state.task) open(state.folder, true);
+                shown = entry.isIntersecting || Boolean(by("page").offsetParent);
+            }).observe(by("page"));
+        }, 0);
     }
 
     return {connect, state};

@@ -59,9 +59,11 @@ def _markup(models: str) -> str:
     new = (
         '<details id="dataset-new"><summary>New project</summary><form id="dataset-project" class="kiln-form" '
         'onsubmit="return false">'
+        + '<div class="kiln-pair wide">'
         + _field("Name of the person, character or thing", "name", "Jane Doe")
         + _button("Propose a token", "token")
-        + _field("Token: a word that the model does not know", "token", "j4n3d03")
+        + "</div>"
+        + _field("Token: a rare word", "token", "j4n3d03")
         + _field("Class: what it is", "class", "person")
         + _field("Repeats", "repeats", "400 / pictures", "number")
         + _field("Where the project goes", "place", "projects", browse=True)
