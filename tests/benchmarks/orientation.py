@@ -131,7 +131,12 @@ def measure(sets: Sequence[list[Look]], shares: Sequence[float], draws: int, see
                 ("recall", "right", "mirrored"),
                 ("recall where it answered", "right", "answered"),
             ):
-                low, high = np.nanpercentile(ratio(again, part, whole), (2.5, 97.5))
+                shown = ratio(again, part, whole)
+                low, high = (
+                    np.percentile(shown[~np.isnan(shown)], (2.5, 97.5))
+                    if not np.isnan(shown).all()
+                    else (0, 1)
+                )
                 words.append(f"{name} {float(ratio(total, part, whole)):.2f} ({low:.2f} to {high:.2f})")
         else:
             words.append(f"{int(total[3])} pictures named wrongly")
