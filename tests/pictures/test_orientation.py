@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from assets.demo import draw, make_subject
 from trainer.errors import StopTraining
 from trainer.pictures import orientation
-from trainer.pictures.orientation import Look, compare, look
+from trainer.pictures.faces import Face
+from trainer.pictures.orientation import Look, compare, look, yaw
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,14 @@ def test_writing_tells_though_nothing_else_comes_again() -> None:
     found = compare(looks)
     assert found.is_clear
     assert sorted(found.suspects) == [2, 7]
+
+
+def test_a_mirrored_face_looks_the_other_way_and_a_symmetric_one_straight() -> None:
+    face = Face(0.25, 0.2, 0.75, 0.8, 1.0)
+    turned = next(portrait for portrait in make_subject.portraits() if portrait.facing == "left")
+    pixels = np.asarray(draw.draw(turned, 256))
+    here, there = yaw(pixels, face), yaw(np.ascontiguousarray(pixels[:, ::-1]), face)
+    assert here == pytest.approx(-there, abs=1e-3)
+    assert abs(here) > 0.01
+    half = pixels[:, :128]
+    assert yaw(np.concatenate([half, half[:, ::-1]], axis=1), face) == pytest.approx(0, abs=1e-3)
