@@ -7,6 +7,7 @@ sd-scripts (train_network.py, library/sai_model_spec.py): every value is text, a
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -398,8 +399,10 @@ class _Hashes:
         for kind, text in files.items():
             path = base / Path(text).expanduser()
             if path.exists():
-                self.entries[f"ss_{kind}_hash"] = model_hash(path)
-                self.entries[f"ss_new_{kind}_hash"] = self._sha256(path)
+                # Where there is no memory left the training says so; its files go without the hashes.
+                with contextlib.suppress(MemoryError):
+                    self.entries[f"ss_{kind}_hash"] = model_hash(path)
+                    self.entries[f"ss_new_{kind}_hash"] = self._sha256(path)
             # The name on the hub is told as it is, a path only by its last part.
             on_disk = path.exists() or Path(text).is_absolute() or text.startswith(("~", "."))
             self.entries[f"ss_{kind}_name"] = path.name if on_disk else text

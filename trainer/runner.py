@@ -143,8 +143,21 @@ def _let_go(current: Run | None) -> None:
         current.swap.close()
 
 
+NO_MEMORY = (
+    "can't allocate memory",  # PyTorch, for a tensor
+    "cannot allocate memory",  # the system, for a file that is mapped
+    "could not create a primitive",  # oneDNN, for the code of a layer and its work space
+    "could not execute a primitive",
+    "bad_alloc",  # C++
+)
+"""What libraries say, as `RuntimeError` or `OSError`, when the computer has no more memory."""
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(words in said for words in NO_MEMORY)
 
 
 def _out_of_memory(
