@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,60 @@ def test_check_names_every_mistake_at_once(tmp_path: Path, capsys: pytest.Captur
     assert "Nonsense" in errors
     assert "fp16" in errors
     assert "nowhere" in errors
+
+
+def test_check_names_all_that_contradicts_in_sdxl_and_flux(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def errors(**values: Any) -> list[str]:
+        path = write_config(tmp_path, pretrained_model_name_or_path="none.safetensors", **values)
+        assert main(["check", str(path), "--json"]) == 2
+        found: list[str] = json.loads(capsys.readouterr().out)["errors"]
+        return found
+
+    sdxl = errors(
+        sdxl=True,
+        v2=True,
+        sdxl_cache_text_encoder_outputs=True,
+        shuffle_caption=True,
+        caption_dropout_rate=0.1,
+        cache_latents=True,
+        random_crop=True,
+        rank_dropout=1.5,
+        down_lr_weight="steep",
+        block_dims="4,4",
+        block_alphas="a",
+    )
+    flux = errors(
+        flux1_checkbox=True,
+        LoRA_type="Flux1",
+        weighted_captions=True,
+        train_t5xxl=True,
+        flux1_cache_text_encoder_outputs=True,
+        split_qkv=True,
+        train_lora_ggpo=True,
+        ggpo_sigma=0.03,
+        ggpo_beta=0.01,
+        in_dims="[4,4]",
+        train_double_block_indices="19",
+        train_single_block_indices="a-b",
+    )
+    for found, starts in (
+        (
+            sdxl,
+            "v2 and SDXL|Cache text encoder outputs (SDXL) and training|shuffle_caption changes|"
+            "caption_dropout_rate changes|random_crop changes|rank_dropout is 1.5|down_lr_weight is 'steep'|"
+            "block_dims has 2 numbers|block_alphas is 'a'",
+        ),
+        (
+            flux,
+            "weighted_captions|train_t5xxl changes|GGPO and split_qkv|in_dims is|train_double_block_indices is|"
+            "train_single_block_indices is",
+        ),
+    ):
+        for start in starts.split("|"):
+            assert [error for error in found if error.startswith(start)], (start, found)
+        assert len(found) == len(starts.split("|")), found
 
 
 def test_set_wins_over_the_file_and_is_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

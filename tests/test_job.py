@@ -16,7 +16,7 @@ def test_caching_options_reach_the_family(option: str, tmp_path: Path) -> None:
 
     def job(**values: object) -> Job:
         common = {"pretrained_model_name_or_path": "m", "train_data_dir": "d", "output_dir": "o"}
-        extra = {"additional_parameters": f"--{option}", **values}
+        extra = {"additional_parameters": f"--{option}", "unet_lr": 1e-4, "text_encoder_lr": 0, **values}
         return Job.from_config(KohyaConfig(**common | extra), base=tmp_path)
 
     to_disk = option.endswith("_to_disk")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trainer import advice, devices, launch, memory, optimizers, plugins, schedules
+from trainer import advice, devices, launch, memory, networks, optimizers, plugins, schedules
 from trainer.config import Finding, KohyaConfig, ui_of
 from trainer.data import folder
 from trainer.data.dataset_config import apply_dataset_config
@@ -77,6 +77,9 @@ def check(
         found["effective values"] += [str(note) for note in optimizers.notes(job)]
     with _gathered(errors):
         objective_for(job).check(job)
+    family = plugins.Folder("trainer.families").get(job.family)
+    with _gathered(errors):
+        networks.plugin_for(job).check(job, family.kohya_blocks)
     dataset: Dataset | None = None
     if job.config.train_data_dir.strip() or job.config.dataset_config.strip():
         with _gathered(errors):
@@ -84,7 +87,7 @@ def check(
     if dataset is not None:
         found |= _dataset(dataset)
         with _gathered(errors):
-            plugins.Folder("trainer.families").get(job.family).check(job, dataset)
+            family.check(job, dataset)
         plan = Plan.make(job, dataset, launch.processes(job))
         found["steps"] = {
             "max_train_steps": plan.max_train_steps,

@@ -152,7 +152,7 @@ def texts_leave(job: Job) -> bool:
     if job.family == "flux":
         return config.flux1_cache_text_encoder_outputs or config.flux1_cache_text_encoder_outputs_to_disk
     if job.family == "sdxl":
-        return config.sdxl_cache_text_encoder_outputs or job.engine.cache_text_encoder_outputs_to_disk
+        return job.caches_sdxl_text
     return False
 
 

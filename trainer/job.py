@@ -186,6 +186,8 @@ class Job:
             seed = random.SystemRandom().randrange(1, 2**31)
             notes.append(Note("seed", 0, seed, "0 draws a new seed for every run"))
         wrong += [*_contradictions(effective, engine), *_flux_contradictions(effective, family)]
+        if family == "sdxl":
+            wrong += _sdxl_contradictions(effective, engine, text_encoder_lr)
         job = cls(
             written=config,
             config=effective,
@@ -251,6 +253,11 @@ class Job:
     def trains_text_encoder(self) -> bool:
         """Whether text encoder layers are optimised (and saved)."""
         return self.text_encoder_lr > 0
+
+    @property
+    def caches_sdxl_text(self) -> bool:
+        """SDXL: whether the text encoders' outputs are worked out once, before the first step."""
+        return _caches_sdxl_text(self.config, self.engine)
 
     @property
     def trains_t5(self) -> bool:
@@ -396,6 +403,21 @@ def _flux_contradictions(config: KohyaConfig, family: str) -> Iterator[str]:
         )
     if config.t5xxl_lr and not config.text_encoder_lr:
         yield "t5xxl_lr needs a text_encoder_lr above 0 too"
+
+
+def _sdxl_contradictions(config: KohyaConfig, engine: EngineOptions, text_encoder_lr: float) -> Iterator[str]:
+    """Combinations that sd-scripts refuses for SDXL (sdxl_train_util.py:verify_sdxl_training_args)."""
+    if config.v2:
+        yield "v2 and SDXL exclude each other: untick v2 (Model)"
+    if text_encoder_lr > 0 and _caches_sdxl_text(config, engine):
+        yield (
+            "Cache text encoder outputs (SDXL) and training the text encoders exclude each other: "
+            "set text_encoder_lr to 0, or untick it"
+        )
+
+
+def _caches_sdxl_text(config: KohyaConfig, engine: EngineOptions) -> bool:
+    return config.sdxl_cache_text_encoder_outputs or engine.cache_text_encoder_outputs_to_disk
 
 
 def _t5xxl_lr(

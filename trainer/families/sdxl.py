@@ -95,28 +95,22 @@ class StableDiffusionXL(LatentDiffusion):
     @classmethod
     def check(cls, job: Job, dataset: Dataset) -> None:
         """What sd-scripts refuses for SDXL; see `Family.check`."""
-        config = job.config
-        if config.v2:
-            raise ConfigError("v2 and SDXL exclude each other: untick v2 (Model)")
-        if not _caches_text(job):
+        if not job.caches_sdxl_text:
             return
-        box = "Cache text encoder outputs (SDXL)"
-        if job.trains_text_encoder:
-            raise ConfigError(
-                f"{box} and training the text encoders exclude each other: set text_encoder_lr to 0, or untick it"
-            )
-        for subset in dataset.subsets:
+        wrong = [
+            f"{name} changes captions from step to step, so it needs Cache text encoder outputs (SDXL) "
+            f"switched off (folder {subset.folder.name})"
+            for subset in dataset.subsets
             for name in (
                 "shuffle_caption",
                 "caption_dropout_rate",
                 "caption_tag_dropout_rate",
                 "token_warmup_step",
-            ):
-                if getattr(subset, name):
-                    raise ConfigError(
-                        f"{name} changes captions from step to step, so it needs {box} switched off "
-                        f"(folder {subset.folder.name})"
-                    )
+            )
+            if getattr(subset, name)
+        ]
+        if wrong:
+            raise ConfigError(*wrong)
 
     @classmethod
     def load(cls, job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> StableDiffusionXL:
@@ -194,7 +188,7 @@ class StableDiffusionXL(LatentDiffusion):
         if self.texts_wait:
             self.move(["text_encoders"], self.device)
             self.texts_wait = False
-        if _caches_text(job):
+        if job.caches_sdxl_text:
             self._cache_text(job, dataset, emit, stop)
             self.move(["text_encoders"], torch.device("cpu"))
 
@@ -330,10 +324,6 @@ def time_ids(batch: Batch) -> Tensor:
             )
         )
     return torch.tensor(rows)
-
-
-def _caches_text(job: Job) -> bool:
-    return job.config.sdxl_cache_text_encoder_outputs or job.engine.cache_text_encoder_outputs_to_disk
 
 
 def _pooled(encoder: Any, states_BLD: Tensor, ids_BL: Tensor, eos: int) -> Tensor:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trainer.draws import Draws
     from trainer.families._base import Family, Say
     from trainer.job import Job
+    from trainer.networks._blocks import BlockCounts
 
 __all__ = ["Network", "ParamGroup"]
 
@@ -35,6 +36,18 @@ class Network(ABC):
     """Values of LoRA_type that this file serves."""
     module: str
     """ss_network_module: networks.lora ..."""
+
+    @classmethod  # noqa: B027
+    def check(cls, job: Job, counts: BlockCounts) -> None:
+        """Refuse options that cannot be, before a model is loaded.
+
+        Args:
+            job: The run.
+            counts: Number of blocks of its family, `trainer.families._base.Family.kohya_blocks`.
+
+        Raises:
+            ConfigError: With a sentence for each of them.
+        """
 
     @classmethod
     @abstractmethod

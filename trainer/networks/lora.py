@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,7 +23,7 @@ from torch.nn import functional
 from trainer.errors import ConfigError, ModelFileError
 from trainer.lora_file import read_lora
 from trainer.networks._base import Network, ParamGroup
-from trainer.networks._blocks import block_ranks, lr_weights
+from trainer.networks._blocks import BlockCounts, block_ranks, lr_weights
 from trainer.networks._names import kohya_tensors
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from trainer.job import Job
 
 __all__ = ["LoraLayer", "LoraNetwork", "lr_groups", "number", "product_square"]
+
+LORA_PLUS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
+LR_WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 
 RankAndAlpha = tuple[int, float]
 Ranks = Callable[["Target"], RankAndAlpha | None]
@@ -220,6 +224,37 @@ class LoraNetwork(Network):
         self.block_lr_weights = weights
 
     @classmethod
+    def check(cls, job: Job, counts: BlockCounts) -> None:
+        """See `Network.check`."""
+        wrong: list[str] = []
+        for look in cls.looks(job, counts):
+            try:
+                look()
+            except ConfigError as error:
+                wrong += error.messages
+        if wrong:
+            raise ConfigError(*dict.fromkeys(wrong))
+
+    @classmethod
+    def looks(cls, job: Job, counts: BlockCounts) -> Iterator[Callable[[], object]]:
+        """What `check` does, option by option: each raises ConfigError where it cannot be."""
+        args = job.network_args
+        yield partial(_dropouts, {"dropout": str(job.config.network_dropout or 0.0)})
+        for name in ("rank_dropout", "module_dropout"):
+            yield partial(_dropouts, _only(args, name))
+        for name in LORA_PLUS:
+            yield partial(number, args, name)
+        for name in LR_WEIGHTS:
+            yield partial(lr_weights, _only(args, name, "block_lr_zero_threshold"), counts)
+        total = sum(counts)
+        if total and any(name in args for name in ("block_dims", *LR_WEIGHTS)):
+            ones = ",".join(["1"] * total)  # without conv_block_dims nobody looks at conv_block_alphas
+            also = {"conv_block_dims": ones} if "conv_block_dims" in args else {}
+            for name in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas"):
+                given, equal = also | _only(args, name), [1.0] * total
+                yield partial(block_ranks, given, counts, equal, dim=1, alpha=1, conv_dim=1, conv_alpha=1)
+
+    @classmethod
     def create(cls, family: Family, job: Job, draws: Draws, say: Say) -> LoraNetwork:
         """See `Network.create`."""
         args, config = job.network_args, job.config
@@ -234,14 +269,7 @@ class LoraNetwork(Network):
             )
         else:
             ranks = cls.ranks(family, job, weights)
-        dropouts: dict[str, float] = {
-            "dropout": config.network_dropout or 0.0,
-            "rank_dropout": number(args, "rank_dropout"),
-            "module_dropout": number(args, "module_dropout"),
-        }
-        for name, chance in dropouts.items():
-            if not 0 <= chance < 1:
-                raise ConfigError(f"{name} is {chance}: it must be at least 0 and below 1")
+        dropouts = _dropouts({**args, "dropout": str(config.network_dropout or 0.0)})
         if from_weights:
             dropouts = dict.fromkeys(dropouts, 0.0)
         layers = []
@@ -478,6 +506,23 @@ def _block(target: Target) -> int:
     if target.block is None:
         raise ConfigError(f"block options cannot be used with this model: {target.name} belongs to no block")
     return target.block
+
+
+def _only(args: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: args[name] for name in names if name in args}
+
+
+def _dropouts(args: Mapping[str, str]) -> dict[str, float]:
+    """The chances of the three dropouts.
+
+    Raises:
+        ConfigError: One is no chance.
+    """
+    found = {name: number(args, name) for name in ("dropout", "rank_dropout", "module_dropout")}
+    for name, chance in found.items():
+        if not 0 <= chance < 1:
+            raise ConfigError(f"{name} is {chance}: it must be at least 0 and below 1")
+    return found
 
 
 def number(args: Mapping[str, str], name: str) -> float:

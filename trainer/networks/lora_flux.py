@@ -11,7 +11,8 @@ Axes: r rank, n parts of a layer, O/I output and input width.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from trainer.draws import Draws
     from trainer.families._base import Family, Say, Target
     from trainer.job import Job
+    from trainer.networks._blocks import BlockCounts
 
 __all__ = ["FluxLoraNetwork", "PerturbedLoraLayer", "SplitLoraLayer"]
 
@@ -231,10 +233,24 @@ class FluxLoraNetwork(LoraNetwork):
     module = "networks.lora_flux"
 
     @classmethod
+    def looks(cls, job: Job, counts: BlockCounts) -> Iterator[Callable[[], object]]:
+        """See `LoraNetwork.looks`."""
+        yield from super().looks(job, counts)
+        args = job.network_args
+        yield partial(_only_one, job)
+        for name in (*GGPO, *(name for name, _ in PART_RANKS)):
+            yield partial(number, args, name)
+        yield partial(_in_dims, args.get("in_dims", ""))
+        for name in ("network_reg_dims", "network_reg_lrs"):
+            yield partial(pairs, args.get(name, ""), name)
+        yield partial(_train_blocks, args)
+        yield partial(_blocks, args, "train_double_block_indices", DOUBLE_BLOCKS)
+        yield partial(_blocks, args, "train_single_block_indices", SINGLE_BLOCKS)
+
+    @classmethod
     def create(cls, family: Family, job: Job, draws: Draws, say: Say) -> LoraNetwork:
         """See `Network.create`."""
-        if _perturbs(job) and job.network_args.get("split_qkv") == "True":
-            raise ConfigError("GGPO and split_qkv exclude each other (sd-scripts fails on both): untick one")
+        _only_one(job)
         network = super().create(family, job, draws, say)
         for layer in network.layers:
             if isinstance(layer, PerturbedLoraLayer):
@@ -255,9 +271,7 @@ class FluxLoraNetwork(LoraNetwork):
         parts = [(int(number(args, name)), words) for name, words in PART_RANKS if name in args]
         in_dims = _in_dims(args.get("in_dims", ""))
         by_pattern = pairs(args.get("network_reg_dims", ""), "network_reg_dims")
-        train_blocks = args.get("train_blocks", "all")
-        if train_blocks not in ("all", "double", "single"):
-            raise ConfigError(f"train_blocks is {train_blocks!r}: allowed are all, double and single")
+        train_blocks = _train_blocks(args)
         chosen = {
             "double": _blocks(args, "train_double_block_indices", DOUBLE_BLOCKS),
             "single": _blocks(args, "train_single_block_indices", SINGLE_BLOCKS),
@@ -349,6 +363,18 @@ def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
         whole[offset : offset + len(block), index * rank : (index + 1) * rank] = block
         offset += len(block)
     return whole
+
+
+def _only_one(job: Job) -> None:
+    if _perturbs(job) and job.network_args.get("split_qkv") == "True":
+        raise ConfigError("GGPO and split_qkv exclude each other (sd-scripts fails on both): untick one")
+
+
+def _train_blocks(args: Mapping[str, str]) -> str:
+    found = args.get("train_blocks", "all")
+    if found not in ("all", "double", "single"):
+        raise ConfigError(f"train_blocks is {found!r}: allowed are all, double and single")
+    return found
 
 
 def _in_dims(text: str) -> list[int]:
