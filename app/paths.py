@@ -25,8 +25,8 @@ __all__ = ["Paths"]
 SHIPPED = (REPOSITORY / "assets", REPOSITORY / "presets")
 PATH_FIELDS = tuple(name for name in KohyaConfig.model_fields if ui_of(name).path)
 WRITTEN = ("output_dir", "logging_dir")
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(/(blob|resolve)/[\w./-]+)?", re.ASCII)
-"""owner/name, as models are called on the hub; where no such file exists, the trainer asks there."""
+HUB_NAME = re.compile(r"(?!.*\.\.)[\w.-]+/[\w.-]+(/(blob|resolve)/[\w./-]+)?", re.ASCII)
+"""owner/name, as models are called on the hub; where no such file exists, the trainer asks there. ../name is a path."""
 
 
 class Paths:

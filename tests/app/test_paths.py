@@ -133,6 +133,7 @@ def test_a_run_inside_the_roots(paths: Paths, world: Path) -> None:
     [
         ("pretrained_model_name_or_path", "secret/b.json"),  # looks like a hub name, and is a file
         ("pretrained_model_name_or_path", "/etc/passwd"),
+        ("pretrained_model_name_or_path", "../model.safetensors"),  # nor is this one
         ("vae", "{world}/secret/b.json"),
         ("train_data_dir", "{world}/secret"),
         ("reg_data_dir", "secret"),
