@@ -581,6 +581,7 @@ def _pieces(session: Session, data: Data) -> project.Pieces | None:
         name = session.paths.expand(config).pretrained_model_name_or_path.strip()
         folder = session.paths.resolve(name, base=base) / "tokenizer" if name else None
         if folder is not None and folder.is_dir():
+            import transformers  # noqa: F401  alone first: see trainer.tokens
             from transformers import CLIPTokenizer
 
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)

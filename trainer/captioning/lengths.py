@@ -59,6 +59,7 @@ def _clip() -> Any:
 
 @cache
 def _t5() -> Any:
+    import transformers  # noqa: F401  alone first: see trainer.tokens
     from transformers import T5Tokenizer
 
     return _unlimited(T5Tokenizer.from_pretrained(str(MODELS / "t5"), local_files_only=True))
@@ -66,6 +67,7 @@ def _t5() -> Any:
 
 @cache
 def _of_folder(folder: Path) -> Any:
+    import transformers  # noqa: F401  alone first: see trainer.tokens
     from transformers import CLIPTokenizer
 
     try:

@@ -127,6 +127,7 @@ def loaded(
     Raises:
         ModelFileError: The folder holds another kind of model, or is incomplete.
     """
+    import transformers  # noqa: F401  alone first: see trainer.tokens
     from transformers import AutoConfig
 
     try:

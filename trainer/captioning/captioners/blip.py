@@ -56,6 +56,7 @@ class Blip(Captioner):
     @classmethod
     def load(cls, model: Path, options: Any, device: torch.device, dtype: torch.dtype, say: Say) -> Blip:
         """Load the model; see `Captioner.load`."""
+        import transformers  # noqa: F401  alone first: see trainer.tokens
         from transformers import BlipForConditionalGeneration, BlipProcessor
 
         network, processor = loaded(model, BlipForConditionalGeneration, BlipProcessor, device, dtype)

@@ -59,6 +59,7 @@ class Blip2(Captioner):
     @classmethod
     def load(cls, model: Path, options: Any, device: torch.device, dtype: torch.dtype, say: Say) -> Blip2:
         """Load the model; see `Captioner.load`."""
+        import transformers  # noqa: F401  alone first: see trainer.tokens
         from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
         network, processor = loaded(model, Blip2ForConditionalGeneration, Blip2Processor, device, dtype)

@@ -47,6 +47,7 @@ class Florence2(Captioner):
     @classmethod
     def load(cls, model: Path, options: Any, device: torch.device, dtype: torch.dtype, say: Say) -> Florence2:
         """Load the model; see `Captioner.load`."""
+        import transformers  # noqa: F401  alone first: see trainer.tokens
         from transformers import Florence2ForConditionalGeneration, Florence2Processor
 
         network, processor = loaded(
