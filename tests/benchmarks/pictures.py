@@ -6,8 +6,7 @@ FOLDER gets the pictures (about 2 GB; made once). Without --photos they are draw
 take about as long. 40 files are encoded and copied with other bytes behind their end, so that each has to
 be read and decoded.
 
-Measured so far on 8 such pictures only, on a busy machine: all checks take 0.11 s of CPU a picture, which is 55 s
-for 1,000 on two idle cores; checking again reads nothing.
+What was measured stands in README.md beside.
 """
 
 from __future__ import annotations
