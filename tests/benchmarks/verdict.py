@@ -43,11 +43,13 @@ from trainer.review.verdict import Kind, judge, kinds
 
 PICTURES = REPOSITORY / "assets" / "demo" / "images" / "25_k1ln person"
 PRESET = REPOSITORY / "presets" / "demo.json"
-RATES = (4e-3, 8e-3)
-DOSES = (0.6, 1.2)
-"""Learning rate times steps. At 0.8 the preset's LoRA is good; a file is kept at each quarter of a run."""
+RATES = (2e-3, 4e-3, 8e-3)
+DOSES = (0.3, 0.9)
+"""Learning rate times steps: at 0.4 the preset's LoRA shows the subject. A file is kept at each quarter of a run."""
+FIRST = 3
+"""Number of the first run of the grid: three of larger doses were made before it."""
 LABEL_SAMPLES = 16
-SHOWN, FOLLOWED, INTACT = 0.6, 0.7, 0.45
+SHOWN, FOLLOWED, INTACT = 0.6, 0.7, 0.33
 """Shares of samples that a good checkpoint reaches. The preset itself has 94, 100 and 66 %."""
 
 
@@ -77,7 +79,7 @@ def specs() -> list[Spec]:
     random.Random(5).shuffle(grid)
     return [
         Spec(number, rank, rate, round(dose / rate), pictures, mirrored, batch)
-        for number, (rank, rate, dose, pictures, mirrored, batch) in enumerate(grid)
+        for number, (rank, rate, dose, pictures, mirrored, batch) in enumerate(grid[:48], FIRST)
     ]
 
 
@@ -110,7 +112,7 @@ def train(spec: Spec, folder: Path) -> None:
         "max_train_steps": spec.steps,
         "train_batch_size": spec.batch,
         "save_every_n_epochs": 0,
-        "save_every_n_steps": spec.steps // 4,
+        "save_every_n_steps": -(-spec.steps // 4),
         "sample_every_n_steps": 0,
         "seed": 100 + spec.number,
     }
@@ -236,37 +238,46 @@ def results(work: Path) -> list[tuple[dict[str, Any], dict[str, dict[str, float]
 
 def report(work: Path) -> None:
     """Agreement, run by run and checkpoint by checkpoint."""
-    tables: dict[str, Counter[tuple[str, str]]] = {"tuned on": Counter(), "not tuned on": Counter()}
-    runs: dict[str, list[bool]] = {name: [] for name in tables}
-    kept: dict[str, list[bool]] = {name: [] for name in tables}
+    parts = {0: "tuned on", 1: "not tuned on"}
+    tables: dict[int, Counter[tuple[str, str]]] = {part: Counter() for part in parts}
+    counts: dict[tuple[int, str], list[bool]] = {}
     for spec, labels, measures in results(work):
-        part = "not tuned on" if spec["number"] % 2 else "tuned on"
-        told = kinds(measures)
-        if any(point.file not in labels for point in measures.points):
+        part, name = spec["number"] % 2, Spec(**spec).name
+        # The save at the last step and the final file are the same.
+        steps = {point.step: place for place, point in enumerate(measures.points)}
+        points = [measures.points[place] for place in steps.values()]
+        if any(point.file not in labels for point in points):
             continue
-        true = {point.file: kind_of(labels[point.file]) for point in measures.points}
-        for point, kind in zip(measures.points, told, strict=True):
-            tables[part][true[point.file], kind] += 1
-        verdict = judge(measures)
-        last = measures.points[-1].file
-        runs[part].append(verdict.kind == true[last])
+        told = dict(zip((point.file for point in measures.points), kinds(measures), strict=True))
+        true = {point.file: kind_of(labels[point.file]) for point in points}
+        for file, kind in true.items():
+            tables[part][kind, told[file]] += 1
+        verdict, last = judge(measures), points[-1].file
+        counts.setdefault((part, "kind at the end of the run"), []).append(verdict.kind == true[last])
         if "good" in true.values():
-            kept[part].append(verdict.file is not None and true.get(verdict.file) == "good")
-        line = " ".join(f"{true[p.file][:5]}/{k[:5]}" for p, k in zip(measures.points, told, strict=True))
-        print(f"{Spec(**spec).name:<46} {line}")
-    for part, table in tables.items():
-        total = sum(table.values())
+            counts.setdefault((part, "the file to keep is a good one, where one is"), []).append(
+                verdict.file is not None and true.get(verdict.file) == "good"
+            )
+        for path in (work / "runs" / name).glob("out/logs/*/measures.json"):
+            during = read_measures(path)
+            if during is not None and during.points and during.points[-1].step == points[-1].step:
+                kind = kinds(during)[-1]
+                counts.setdefault((part, "kind at the end, measured while training"), []).append(
+                    kind == true[last]
+                )
+        line = " ".join(f"{true[p.file][:5]}/{told[p.file][:5]}" for p in points)
+        print(f"{name:<46} {line}")
+    for part, title in parts.items():
+        total = sum(tables[part].values())
         if not total:
             continue
-        right = sum(count for (true_kind, kind), count in table.items() if true_kind == kind)
-        print(f"\nruns {part}: {len(runs[part])}")
+        right = sum(count for (labelled, said), count in tables[part].items() if labelled == said)
+        print(f"\nruns {title}: {len(counts[part, 'kind at the end of the run'])}")
         print(f"  checkpoints: {right} of {total} ({right / total:.0%})")
-        print(f"  kind at the end of the run: {sum(runs[part])} of {len(runs[part])}")
-        if kept[part]:
-            print(
-                f"  the file to keep is a good one, where there is one: {sum(kept[part])} of {len(kept[part])}"
-            )
-        for (labelled, said), count in sorted(table.items()):
+        for (where, what), found in counts.items():
+            if where == part:
+                print(f"  {what}: {sum(found)} of {len(found)}")
+        for (labelled, said), count in sorted(tables[part].items()):
             print(f"    reader {labelled:<13} verdict {said:<13} {count}")
 
 

@@ -14,15 +14,24 @@ from trainer.review.verdict import LIMITS, judge, kinds, lines
 
 LEVELS = (0.4, 0.8)
 BASE = Measure(
-    step=0, file="", norm=0, stable_rank=0, levels=LEVELS, own=(0.2, 0.1), other=(0.3, 0.2), moved=(0, 0)
+    step=0,
+    file="",
+    norm=0,
+    stable_rank=0,
+    levels=LEVELS,
+    own=(0.2, 0.1),
+    other=(0.3, 0.2),
+    plain=(0.2, 0.1),
+    moved=(0, 0),
 )
 TRAINING = {"saturation": 0.4, "contrast": 0.2, "clipped": 0.01, "detail": 0.02}
 
 
-def point(step: int, learnt: float, moved: float = 0.1, gap: float = 1.0, **figures: float) -> Measure:
+def point(step: int, learnt: float, astray: float = -0.1, gap: float = 1.0, **figures: float) -> Measure:
     """A checkpoint that took this share of the base's loss away.
 
-    ``gap`` is what a wrong caption costs it, as a multiple of what it costs the base.
+    Its predictions changed by as much, and by ``astray`` more; ``gap`` is what a wrong caption costs it, as a
+    multiple of what it costs the base.
     """
     own = tuple(loss * (1 - learnt) for loss in BASE.own)
     usual = [wrong / right - 1 for wrong, right in zip(BASE.other, BASE.own, strict=True)]
@@ -35,7 +44,8 @@ def point(step: int, learnt: float, moved: float = 0.1, gap: float = 1.0, **figu
         levels=LEVELS,
         own=own,
         other=other,
-        moved=(moved**2, moved**2),
+        plain=own,
+        moved=(learnt + astray,) * 2,
         pictures={**TRAINING, **figures},
     )
 
@@ -46,22 +56,27 @@ def of(*points: Measure) -> Measures:
 
 
 def test_a_run_from_raw_to_burnt() -> None:
-    enough, far = LIMITS["learnt"].value * 1.5, LIMITS["moved"].value * 2
-    run = of(point(100, 0.02), point(200, enough), point(300, enough, 0.2), point(400, 0.9, far))
+    limit, far = LIMITS["learnt"].value, LIMITS["aimless"].value * 2
+    run = of(
+        point(100, limit / 2),
+        point(200, limit * 1.2),
+        point(300, limit * 1.3, 0.0),
+        point(400, limit * 1.3, far),
+    )
     assert kinds(run) == ["undertrained", "good", "good", "overtrained"]
     found = judge(run)
     assert found.kind == "overtrained"
     assert found.steps == (200, 300)
-    assert found.file == "run-step00000200.safetensors"
+    assert found.file == "run-step00000300.safetensors"
     assert found.sentence.startswith(
-        "Overtrained at step 400, because it changes what the model makes of captions"
+        "Overtrained at step 400, because it changes more in the model than it has"
     )
-    assert "good from step 200 to 300: keep run-step00000200.safetensors" in found.sentence
+    assert "good from step 200 to 300: keep run-step00000300.safetensors" in found.sentence
     assert list(found.kinds.values()) == kinds(run)
-    signal = next(each for each in found.signals if each.name == "moved")
-    assert signal.values == pytest.approx({100: 0.1, 200: 0.1, 300: 0.2, 400: far})
+    signal = next(each for each in found.signals if each.name == "aimless")
+    assert signal.values == pytest.approx({100: -0.1, 200: -0.1, 300: 0.0, 400: far})
     assert signal.says == "good"
-    assert signal.limit == LIMITS["moved"].value
+    assert signal.limit == LIMITS["aimless"].value
     text = "\n".join(lines(run, found))
     assert "step    400  overtrained   run-step00000400.safetensors" in text
 
@@ -70,16 +85,15 @@ def test_a_run_from_raw_to_burnt() -> None:
     ("name", "values"),
     [
         ("learnt", {"learnt": 0.0}),
-        ("moved", {"moved": 99.0}),
-        ("follows", {"gap": 0.0}),
-        ("colours", {"saturation": 0.99}),
-        ("colours", {"contrast": 0.01}),
+        ("aimless", {"astray": 0.5}),
+        ("contrast", {"contrast": 0.5}),
+        ("contrast", {"contrast": 0.01}),
         ("detail", {"detail": 0.001}),
         ("detail", {"detail": 0.3}),
     ],
 )
 def test_each_signal_speaks_alone(name: str, values: dict[str, float]) -> None:
-    settings: dict[str, Any] = {"learnt": 0.6, **values}
+    settings: dict[str, Any] = {"learnt": 0.9, **values}
     run = of(point(100, **settings))
     found = judge(run)
     assert found.kind == LIMITS[name].kind
@@ -88,13 +102,13 @@ def test_each_signal_speaks_alone(name: str, values: dict[str, float]) -> None:
 
 
 def test_what_a_person_is_told() -> None:
-    assert judge(of(point(100, 0.6), point(200, 0.6))).sentence == (
+    assert judge(of(point(100, 0.9), point(200, 0.9))).sentence == (
         "Good from step 100 on: keep run-step00000100.safetensors."
     )
     raw = judge(of(point(100, 0.0)))
     assert raw.sentence.endswith("Go on training: go on from run-step00000100.safetensors.")
     assert raw.steps is None
-    burnt = judge(of(point(100, 0.6, moved=50.0), point(200, 0.6, moved=99.0)))
+    burnt = judge(of(point(100, 0.8, 5.0), point(200, 0.8, 9.0)))
     assert "lower learning rate" in burnt.sentence
     assert burnt.file == "run-step00000100.safetensors"
 
