@@ -188,14 +188,16 @@ def serving(world: Path, *flags: str, state: str = "state") -> Iterator[Served]:
             command, cwd=REPOSITORY, stdout=lines, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
-        end = time.monotonic() + PATIENCE_MS / 1000
-        while "LoRA Kiln is at" not in output.read_text():
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        yield Served(process, f"http://127.0.0.1:{port}/", world, output)
-        if process.poll() is None:
-            process.kill()
+        try:
+            end = time.monotonic() + PATIENCE_MS / 1000
+            while "LoRA Kiln is at" not in output.read_text():
+                assert process.poll() is None, output.read_text()
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            yield Served(process, f"http://127.0.0.1:{port}/", world, output)
+        finally:  # leaving the block of a process waits for its end
+            if process.poll() is None:
+                process.kill()
 
 
 @pytest.fixture(scope="session")
