@@ -116,7 +116,18 @@ class _Subject:
         return [tensor for model in models for tensor in _tensors(model)] + list(self.network.parameters())
 
     def trace(self, forward: Callable[[], Tensor], *, backward: bool) -> Traced:
-        return traced(forward, self.tensors(), kind=self.kind, autocast=self.autocast, backward=backward)
+        encoders = self.family.text_encoders.values()
+        return traced(
+            forward,
+            self.tensors(),
+            kind=self.kind,
+            autocast=self.autocast,
+            backward=backward,
+            repeated=[
+                *memory.blocks_of(self.family.unet),
+                *(layer for encoder in encoders for layer in memory.repeated_of(encoder)),
+            ],
+        )
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainer.errors import ConfigError
 from trainer.memory import packing, quantise
-from trainer.memory.blocks import blocks_of, swapped_of
+from trainer.memory.blocks import blocks_of, repeated_of, swapped_of
 from trainer.memory.checkpointing import Offload
 from trainer.memory.quantise import Format
 from trainer.memory.swap import SLOTS, BlockSwap, piece_bytes
@@ -38,6 +38,7 @@ __all__ = [
     "place_with",
     "placing",
     "prepare",
+    "repeated_of",
     "store",
     "swapped_bytes",
     "swapped_of",

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["blocks_of", "spread", "swapped_of"]
+__all__ = ["blocks_of", "repeated_of", "spread", "swapped_of"]
 
 
 def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
@@ -27,6 +27,13 @@ def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
             transformer = list(attentions[place].transformer_blocks) if place < len(attentions) else []
             found += [*transformer, resnet] if first else [resnet, *transformer]
     return found
+
+
+def repeated_of(encoder: nn.Module) -> list[nn.Module]:
+    """The layers of a text encoder: the longest list of modules of one class."""
+    lists = [module for module in encoder.modules() if isinstance(module, nn.ModuleList)]
+    alike = [list(found) for found in lists if len({type(module) for module in found}) == 1]
+    return max(alike, key=len, default=[])
 
 
 def swapped_of(denoiser: nn.Module, count: int) -> list[int]:

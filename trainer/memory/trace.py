@@ -9,18 +9,21 @@ gaps between the blocks of a device's allocator.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
+
+from trainer.memory.replay import replayed
 
 __all__ = ["Autocast", "LiveBytes", "Traced", "traced"]
 
@@ -53,12 +56,43 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live_bytes = 0
         self.peak_bytes = 0
         self.flops = 0
+        self._paused = False
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Follow nothing for a while."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def reach(self, size_bytes: int) -> None:
+        """Claim memory for a moment."""
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes + size_bytes)
+
+    def counted(self, storage: torch.UntypedStorage) -> int:
+        """Bytes at which a storage is counted."""
+        return self._sizes.get(storage._cdata, 0)
+
+    def know(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors as nothing, for as long as they live: their places may be others' later."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            self._sizes[storage._cdata] = 0
+            weakref.finalize(storage, self._gone, storage._cdata)
+
+    def forget(self, tensor: Tensor) -> None:
+        """Count a tensor no more, although it is still referred to."""
+        self._gone(tensor.untyped_storage()._cdata)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         options = dict(kwargs or {})
         result = func(*args, **options)
+        if self._paused:
+            return result
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, Tensor):
                 self._note(tensor)
@@ -189,6 +223,7 @@ def traced(
     kind: str,
     autocast: torch.dtype | None,
     backward: bool,
+    repeated: Iterable[nn.Module] = (),
 ) -> Traced:
     """Run ``forward`` and, where asked, the backward pass of its mean square.
 
@@ -198,9 +233,11 @@ def traced(
         kind: Type of the device that is meant.
         autocast: dtype of autocast in the forward pass; None without.
         backward: Whether gradients are computed.
+        repeated: Blocks of which each kind is traced once only (`trainer.memory.replay`).
     """
     live = LiveBytes(known)
-    with torch.set_grad_enabled(backward), live:
+    alike = replayed(repeated, live, (kind, autocast))
+    with torch.set_grad_enabled(backward), alike, live:
         with Autocast(kind, autocast):
             result = forward()
         kept = live.live_bytes
