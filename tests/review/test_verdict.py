@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,20 @@ def test_each_signal_speaks_alone(name: str, values: dict[str, float]) -> None:
     assert found.kind == LIMITS[name].kind
     assert LIMITS[name].why in found.sentence
     assert next(each for each in found.signals if each.name == name).says == LIMITS[name].kind
+
+
+def test_recorded_runs_are_called_what_their_pictures_show(tmp_path: Path) -> None:
+    """Runs of the demo world as they were measured, and what the reader of pixels found in samples of their files."""
+    recorded = json.loads((Path(__file__).parent / "golden" / "verdicts.json").read_text(encoding="utf-8"))
+    for run in recorded:
+        (tmp_path / "measures.json").write_text(json.dumps(run["measures"]), encoding="utf-8")
+        measures = read_measures(tmp_path / "measures.json")
+        assert measures is not None
+        assert kinds(measures) == run["read"], run["run"]
+        found = judge(measures)
+        assert found.kind == run["read"][-1]
+        if "good" in run["read"]:
+            assert found.kinds[str(found.file)] == "good"
 
 
 def test_what_a_person_is_told() -> None:
