@@ -104,12 +104,13 @@ def wire(panel: Panel, shell: Shell) -> None:
     names, session = list(panel.fields), shell.session
 
     def on_tool(tool: Any) -> list[Any]:
-        shown = SHOWN_FOR.get(str(tool), ())
+        shown = _fields_of(tool)
         return [*(gr.update(visible=name in shown) for name in names), gr.update(visible=tool == INSPECT), ""]
 
     def on_go(request: gr.Request, tool: Any, *sent: Any) -> str:
         # gradio puts the request where its parameter stands, so it comes before the rest.
         values = dict(zip(names, sent, strict=True))
+        _fields_of(tool)
         if tool == INSPECT:
             return inspected(session.paths.resolve(str(values["file"] or "")))
         work = asked(str(tool), values)
@@ -129,11 +130,20 @@ def wire(panel: Panel, shell: Shell) -> None:
             gr.Tabs(selected="parameters"),
         ]
 
-    panel.tool.change(on_tool, panel.tool, [*panel.fields.values(), panel.settings, panel.answer], **QUIET)
+    panel.tool.change(
+        guarded(on_tool), panel.tool, [*panel.fields.values(), panel.settings, panel.answer], **QUIET
+    )
     panel.go.click(guarded(on_go), [panel.tool, *panel.fields.values()], panel.answer, **QUIET)
     panel.settings.click(
         guarded(on_settings), panel.fields["file"], [*shell.outputs, shell.tabs], **QUIET
     ).success(None, shell.everything, shell.draft, **LOADED)
+
+
+def _fields_of(tool: Any) -> tuple[str, ...]:
+    """Fields of a tool that the page names; gradio lets a list of choices through."""
+    if not isinstance(tool, str) or tool not in SHOWN_FOR:
+        raise ConfigError("the page asked for something that does not exist: reload it")
+    return SHOWN_FOR[tool]
 
 
 def asked(tool: str, values: dict[str, Any]) -> ToolWork:

@@ -45,9 +45,12 @@ from trainer.files import REPOSITORY
 SOON_S = 0.3
 """An interaction that takes longer is felt."""
 INTERACTIONS = 100
-STARTS, STAYS_S = 5, 20
-"""A server is started so often until it has served for so long: when it starts, gradio asks itself for its
-page, and ends where the answer takes longer than 3 s."""
+PATIENT = """import httpx
+head = httpx.head
+httpx.head = lambda url, **more: head(url, **(more | {"timeout": 120}))
+"""
+"""When it starts, kohya_ss's gradio asks itself for its page, and ends where a busy machine takes longer than
+3 s to answer. With this as its sitecustomize it waits; nothing that is timed goes through it."""
 
 
 @dataclass
@@ -154,35 +157,25 @@ def _serving(command: list[str], folder: Path, environment: dict[str, str], log:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/"
     command = [part.format(port=port) for part in command]
-    for _ in range(STARTS):
-        with (
-            log.open("w", encoding="utf-8") as output,
-            subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
-            ) as process,
-        ):
-            try:
-                if _stays(process, url):
-                    yield url
-                    return
-            finally:
-                process.kill()
-    sys.exit(f"error: {' '.join(command)} does not serve:\n{log.read_text()[-3000:]}")
-
-
-def _stays(process: subprocess.Popen[bytes], url: str) -> bool:
-    """Wait until a server serves, and see that it goes on: on a busy machine some of gradio's do not."""
-    end = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < end:
+    with (
+        log.open("w", encoding="utf-8") as output,
+        subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+        ) as process,
+    ):
         try:
-            urllib.request.urlopen(url, timeout=30).close()
-        except OSError:
-            time.sleep(0.5)
-        else:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STAYS_S)
-            return process.poll() is None
-    return False
+            end = time.monotonic() + 300
+            while True:
+                if process.poll() is not None or time.monotonic() > end:
+                    sys.exit(f"error: {' '.join(command)} does not serve:\n{log.read_text()[-3000:]}")
+                try:
+                    urllib.request.urlopen(url, timeout=60).close()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            yield url
+        finally:
+            process.kill()
 
 
 def _fresh(browser: Browser) -> BrowserContext:
@@ -282,7 +275,8 @@ def main() -> None:
             kohya = options.kohya.resolve()
             python = next(kohya.glob("venv/bin/python*"), kohya / "venv" / "Scripts" / "python.exe")
             theirs = [str(python), "kohya_gui.py", "--noverify", "--headless", "--server_port", "{port}"]
-            its = {**quiet, "PYTHONPATH": str(kohya / "stubs")}
+            (folder / "sitecustomize.py").write_text(PATIENT, encoding="utf-8")
+            its = {**quiet, "PYTHONPATH": os.pathsep.join([str(folder), str(kohya / "stubs")])}
             url = stack.enter_context(_serving(theirs, kohya, its, folder / "kohya.txt"))
             guis["kohya_ss"] = Theirs(), url
         figures = {name: Figures() for name in guis}
