@@ -295,7 +295,7 @@ def test_a_phone_needs_no_scrolling_sideways(served: Served, context: BrowserCon
     for name, place in shown.items():
         tab.tab(name)
         if name == "Review":
-            page.locator("#runs [data-review-run]").first.click()
+            page.locator("#runs .stopped [data-review-run]").first.click()
         expect(page.locator(place).first).to_be_visible()
         assert not tab.is_wider_than_the_screen(), name
         assert tab.nameless() == [], name
