@@ -61,6 +61,7 @@ TRAINED = {
     "max_resolution": "64,64",
     "min_bucket_reso": 64,
     "max_bucket_reso": 128,
+    "bucket_no_upscale": False,
     "caption_extension": ".txt",
 }
 ITEM = {"folder": "@img/5_cat", "name": "0.txt"}
@@ -504,8 +505,8 @@ def test_what_a_list_does_not_offer_is_refused(world: World) -> None:
     """A browser may send anything: gradio's dropdowns are asked as well as our own lists."""
     world.renew()
     asked = 0
-    for question in QUESTIONS:
-        if question.endpoint in servers(world.server.blocks) or question.fails:
+    for question in {each.endpoint: each for each in QUESTIONS if not each.fails}.values():
+        if question.endpoint in servers(world.server.blocks):
             continue
         function = world.server.blocks.fns[world.server.handlers(question.endpoint)[0]]
         for place, part in enumerate(function.inputs):
