@@ -169,6 +169,8 @@ def test_a_folder_without_json_goes_on_from_metadata(folder: Path) -> None:
         "ss_unet_lr": "0.0002",
         "ss_network_dim": "16",
         "ss_resolution": "(1024, 768)",
+        "ss_enable_bucket": "False",
+        "ss_min_bucket_reso": "128",
         "ss_sd_model_name": "base.safetensors",
         "ss_output_name": "k1ln",
         "ss_steps": "700",
@@ -178,6 +180,7 @@ def test_a_folder_without_json_goes_on_from_metadata(folder: Path) -> None:
     config = settings_of(run)
     assert (config.sdxl, config.unet_lr, config.network_dim) == (True, 2e-4, 16)
     assert (config.max_resolution, config.pretrained_model_name_or_path) == ("1024,768", "base.safetensors")
+    assert (config.enable_bucket, config.min_bucket_reso) == (False, 128)
     with pytest.raises(ConfigError, match="has no JSON"):
         resume_config(run, run.states[0])
 

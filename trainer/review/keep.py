@@ -285,6 +285,10 @@ def settings_of(run: RunFolder) -> KohyaConfig:
         ("ss_noise_offset", "noise_offset", float),
         ("ss_mixed_precision", "mixed_precision", str),
         ("ss_lr_scheduler", "lr_scheduler", str),
+        ("ss_enable_bucket", "enable_bucket", "True".__eq__),
+        ("ss_bucket_no_upscale", "bucket_no_upscale", "True".__eq__),
+        ("ss_min_bucket_reso", "min_bucket_reso", int),
+        ("ss_max_bucket_reso", "max_bucket_reso", int),
     ):
         try:
             value = read(found[key])
