@@ -30,8 +30,6 @@ PARTS: tuple[Part, ...] = (
 )
 OF_THE_LIST: frozenset[Part] = frozenset({"queue", "past"})
 """Parts that change with the list of runs and not with the run that is shown."""
-CHARTS: frozenset[Part] = frozenset({"chart", "rates"})
-"""Once drawn, they are emptied and never taken away: gradio's plot would ask for the width of what is gone."""
 RAW, AVERAGE = "#e2ad85", "#c2410c"
 """Colours of the two lines; assets/page.css knows them by these, to draw one thin and one bold."""
 RATE_COLOURS = ("#c2410c", "#0f766e", "#6d28d9", "#a16207", "#be185d", "#1d4ed8")
@@ -140,22 +138,21 @@ def render() -> Panel:
 CHECKING = '<div class="kiln-alert kiln-ready"><p>Checking the settings …</p></div>'
 
 
-def _frame(points: list[Point]) -> pd.DataFrame:
-    """Both lines in the long form that the chart takes."""
+def _frame(points: list[Point]) -> pd.DataFrame | None:
+    """Both lines in the long form that the chart takes; None, which it shows as empty, without points."""
+    if not points:
+        return None
     steps = [float(point.step) for point in points]
     losses = [point.loss for point in points] + [point.avr_loss for point in points]
     series = ["each step"] * len(points) + ["average"] * len(points)
-    return _typed(pd.DataFrame({"step": steps * 2, "loss": losses, "series": series}), "loss")
+    return pd.DataFrame({"step": steps * 2, "loss": losses, "series": series})
 
 
-def _rates(points: list[Point]) -> pd.DataFrame:
+def _rates(points: list[Point]) -> pd.DataFrame | None:
     rows = [(float(point.step), rate, name) for point in points for name, rate in point.lr.items()]
-    return _typed(pd.DataFrame(rows, columns=["step", "lr", "series"]), "lr")
-
-
-def _typed(frame: pd.DataFrame, value: str) -> pd.DataFrame:
-    """With the columns' kinds, which pandas cannot see where there are no rows."""
-    return frame.astype({"step": "float64", value: "float64", "series": "object"})
+    if not rows:
+        return None
+    return pd.DataFrame(rows, columns=["step", "lr", "series"])
 
 
 def buttons(state: State) -> list[gr.Button]:
@@ -198,7 +195,7 @@ def tick(session: Session, seen: str | None) -> list[Any]:
     values: list[Any] = [now, *(buttons(state) if has_turned else [gr.skip()] * BUTTONS)]
     for part, old, new in zip(PARTS, before[2:], revisions, strict=True):
         is_old = old == new and not (has_turned and part == "progress")
-        values.append(gr.skip() if is_old else _drawn(session, part, state, is_first=not seen))
+        values.append(gr.skip() if is_old else _drawn(session, part, state))
     return values
 
 
@@ -212,10 +209,8 @@ def cursor(session: Session) -> str:
     return " ".join([run, state, *map(str, revisions)])
 
 
-def _drawn(session: Session, part: Part, state: State, *, is_first: bool) -> Any:
+def _drawn(session: Session, part: Part, state: State) -> Any:
     view = session.view
-    if part in CHARTS and is_first and not view.points:
-        return None  # an empty chart takes long to load
     match part:
         case "progress":
             return view.progress_html(state)
