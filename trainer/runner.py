@@ -28,7 +28,6 @@ from trainer import (
     optimizers,
     plugins,
     prompts,
-    quiet,
     schedules,
     states,
 )
@@ -64,7 +63,6 @@ __all__ = ["prepare", "run"]
 
 FAMILIES = plugins.Folder("trainer.families")
 
-quiet.hush()  # models are imported later, with the first run
 
 
 def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Draws | None = None) -> Outcome:

@@ -260,7 +260,7 @@ def lora_file(path: Path, metadata: dict[str, str]) -> None:
     stem = "lora_unet_down_blocks_0_attentions_0_proj_in"
     parts = {"lora_up.weight": (32, 2, 1, 1), "lora_down.weight": (2, 32, 1, 1), "alpha": ()}
     tensors = {f"{stem}.{part}": np.ones(shape, np.float32) for part, shape in parts.items()}
-    save_file(tensors, path, {"ss_network_module": "networks.lora", **metadata})
+    save_file(tensors, path, {"ss_network_module": "networks.lora", "ss_unet_lr": "0.0001", **metadata})
 
 
 def results(folder: Path) -> None:
