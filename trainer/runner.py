@@ -64,7 +64,6 @@ __all__ = ["prepare", "run"]
 FAMILIES = plugins.Folder("trainer.families")
 
 
-
 def run(job: Job, events: EventLog, controls: Controls | None = None, draws: Draws | None = None) -> Outcome:
     """Train ``job`` to its end, in this thread.
 
