@@ -424,7 +424,7 @@ window.kiln = (() => {
         if (words.of[key]) return words.of[key].replace(/\{\}/g, () => numbers.shift() || "");
         for (const [pattern, found] of words.patterns) {
             const parts = text.match(pattern);
-            if (parts) return found.replace(/\{\*?\}/g, () => { parts.shift(); return parts[0] || ""; });
+            if (parts) return found.replace(/\{[*+]?\}/g, (mark) => { parts.shift(); return mark === "{+}" ? say(parts[0]) : parts[0]; });
         }
         return text;
     }
@@ -439,11 +439,11 @@ window.kiln = (() => {
         return found === text ? source : source.replace(text, () => found);
     }
 
-    // {*} stands for a name, {} for a number.
+    // {*} stands for a name, {} for a number, {+} for a text that stands here too.
     function patterns() {
         const escaped = (text) => text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
-        return Object.entries(words.of).filter(([source]) => source.includes("{*}")).map(([source, found]) => [
-            new RegExp(`^${source.split(/(\{\*?\})/).map((part) => part === "{*}" ? "(.+?)" : part === "{}" ? `(${NUMBER})` : escaped(part)).join("")}$`, "s"),
+        return Object.entries(words.of).filter(([source]) => /\{[*+]\}/.test(source)).map(([source, found]) => [
+            new RegExp(`^${source.split(/(\{[*+]?\})/).map((part) => part === "{*}" || part === "{+}" ? "(.+?)" : part === "{}" ? `(${NUMBER})` : escaped(part)).join("")}$`, "s"),
             found]);
     }
 

@@ -21,7 +21,7 @@ def test_a_language_has_every_text_with_its_numbers(code: str) -> None:
     assert list(words) == list(first)
     for source, text in words.items():
         assert text.strip() == text != "", source
-        assert re.findall(r"\{\*?\}", source) == re.findall(r"\{\*?\}", text), source
+        assert re.findall(r"\{[*+]?\}", source) == re.findall(r"\{[*+]?\}", text), source
 
 
 def test_every_text_is_one_of_the_page() -> None:
@@ -39,6 +39,7 @@ def test_every_text_is_one_of_the_page() -> None:
             for part in source.replace("wait since", "wait{}since")
             .replace("waits since", "waits{}since")
             .replace("{*}", "{}")
+            .replace("{+}", "{}")
             .split("{}")
         ]
         if not all(part.strip() in code for part in parts if part.strip()):

@@ -260,23 +260,24 @@ def _sentence(
         if LIMITS[name].kind == told[-1] and _is_beyond(name, values[name][-1])
     ]
     reason = f", because {' and '.join(why[:2])}" if why else ""
+    last = points[-1].step
     if told[-1] == "good":
-        where = f"from step {steps[0]} on" if steps and steps[0] != steps[1] else f"at step {points[-1].step}"
-        return f"Good {where}{keep}."
+        if steps is not None and steps[0] != steps[1]:
+            return f"Good from step {steps[0]} on{keep}."
+        return f"Good at step {last}{keep}."
     if told[-1] == "undertrained":
-        before = (
-            f" It was good at step {steps[1]}{keep}."
-            if steps
-            else f" Go on training{keep.replace('keep', 'go on from')}."
+        if steps is not None:
+            return f"Undertrained at step {last}{reason}. It was good at step {steps[1]}{keep}."
+        going_on = f": go on from {file}" if file else ""
+        return f"Undertrained at step {last}{reason}. Go on training{going_on}."
+    if steps is None:
+        return (
+            f"Overtrained at step {last}{reason}, and no file is good: train again with a lower "
+            f"learning rate, or save more often. The least wrong is {file or f'step {points[chosen].step}'}."
         )
-        return f"Undertrained at step {points[-1].step}{reason}.{before}"
-    if steps:
-        where = f"from step {steps[0]} to {steps[1]}" if steps[0] != steps[1] else f"at step {steps[0]}"
-        return f"Overtrained at step {points[-1].step}{reason}. It was good {where}{keep}."
-    return (
-        f"Overtrained at step {points[-1].step}{reason}, and no file is good: train again with a lower "
-        f"learning rate, or save more often. The least wrong is {file or f'step {points[chosen].step}'}."
-    )
+    if steps[0] == steps[1]:
+        return f"Overtrained at step {last}{reason}. It was good at step {steps[0]}{keep}."
+    return f"Overtrained at step {last}{reason}. It was good from step {steps[0]} to {steps[1]}{keep}."
 
 
 def _signals(measures: Measures, values: Mapping[str, Sequence[float]], chosen: int) -> tuple[Signal, ...]:
