@@ -13,6 +13,6 @@ QUIET = {
 
 
 def hush() -> None:
-    """Raise the level of the loggers in `QUIET`; called before the libraries are imported."""
+    """Raise the level of the loggers in `QUIET`; called before models are imported."""
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)

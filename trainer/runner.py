@@ -12,9 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import bitsandbytes  # noqa: F401 - diffusers would, while another thread may import it too
 import torch
-import torch._dynamo  # an optimizer would, at its first step, likewise
+import torch._dynamo  # an optimizer would, at its first step, while another thread may import it too
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -28,6 +27,7 @@ from trainer import (
     optimizers,
     plugins,
     prompts,
+    quiet,
     schedules,
     states,
 )
@@ -58,6 +58,9 @@ from trainer.processes import PeerLostError, Processes, join
 from trainer.progress import Scalars
 from trainer.review.probe import held_batches
 from trainer.review.watch import PICTURES, Watch
+
+quiet.hush()
+import bitsandbytes  # noqa: E402, F401 - diffusers would, likewise
 
 __all__ = ["prepare", "run"]
 

@@ -115,7 +115,9 @@ def test_a_killed_set_up_is_mended(world: World, phase: str) -> None:
     assert process.stderr is not None
     said = b""
     while phase.encode() not in said:
-        said += os.read(process.stderr.fileno(), 4096)
+        more = os.read(process.stderr.fileno(), 4096)
+        assert more, said.decode()
+        said += more
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     process.stderr.close()
