@@ -265,6 +265,7 @@ kiln.dataset = (() => {
         state.crop = {id, box, face: answer.face, size: answer.size, ratio: 0, ratios: answer.ratios};
         const dialog = by("crop");
         const image = element("img", {src: answer.src, alt: state.pictures.get(id).name, draggable: "false"});
+        await image.decode().catch(() => {});  // else the box would grow under the hand
         const cut = element("i", {class: "cut", tabindex: 0, role: "group",
             "aria-label": "Crop: arrow keys move it, with Shift they resize it"}, element("u", {}));
         const stage = element("div", {class: "stage"}, image, cut);
