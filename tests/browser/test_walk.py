@@ -287,7 +287,7 @@ def test_a_phone_needs_no_scrolling_sideways(served: Served, context: BrowserCon
     def look(name: str, place: str) -> None:
         expect(page.locator(place).first).to_be_visible()
         for scheme in ("light", "dark"):
-            page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+            page.emulate_media(color_scheme=scheme)
             assert not tab.is_wider_than_the_screen(), (name, scheme)
             assert tab.nameless() == [], (name, scheme)
 
