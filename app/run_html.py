@@ -237,12 +237,14 @@ def _size(size_bytes: int) -> str:
 def _form(run: RunFolder, seen: Seen) -> str:
     if not run.checkpoints:
         return '<p class="kiln-empty">No LoRA file has been saved yet.</p>'
-    last = run.checkpoints[-1]
+    names = [each.path.name for each in run.checkpoints]
+    advised = "" if seen.verdict is None else seen.verdict.file
+    chosen = advised if advised in names else names[-1]
     kinds = {} if seen.verdict is None else seen.verdict.kinds
     files = []
     for each in run.checkpoints:
         name, value = html.escape(each.path.name), html.escape(each.path.name, quote=True)
-        checked = " checked" if each is last else ""
+        checked = " checked" if each.path.name == chosen else ""
         files.append(
             f'<tr><td><label><input type="radio" name="file" id="{_file_id(run, each)}" value="{value}"{checked}> '
             f"{name}</label></td><td>step {each.step}</td><td>{_size(each.size_bytes)}</td>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 
 from app.fields import Form
 from app.paths import Paths
-from app.run_html import verdict_html
+from app.run_html import Seen, Thumbnails, run_html, verdict_html
 from app.session import Session
 from app.tabs.review import answer, past_html
 from trainer import config as configuration
@@ -225,3 +226,8 @@ def test_a_verdict_is_shown_with_what_it_rests_on(session: Session, tmp_path: Pa
     assert 'for="review-file-0"' in text
     assert "half as high" in text
     assert ">0.9<" in text
+    # It is also the one that is chosen at first, instead of the last.
+    for verdict, name in ((kept, "run-000001.safetensors"), (None, "run.safetensors")):
+        seen = Seen(going=False, may_write=True, grids=(), trashed=(), model="", verdict=verdict)
+        page = run_html(run, seen, Thumbnails(tmp_path / "thumbnails"))
+        assert re.findall(r'name="file" [^>]*value="([^"]+)" checked>', page) == [name]
