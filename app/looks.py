@@ -87,6 +87,8 @@ def theme() -> gr.themes.Base:
         input_border_color="*neutral_300",
         input_border_color_dark="*neutral_600",
         input_border_width="1px",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_500",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
