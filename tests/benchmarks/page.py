@@ -89,7 +89,7 @@ class Ours:
     def usable(self, page: Page, url: str) -> None:
         page.goto(url, wait_until="commit")
         page.wait_for_function("document.body && document.body.dataset.kiln === 'ready'")
-        _takes(page.locator("#field-pretrained_model_name_or_path textarea").first, "model.safetensors")
+        _takes(page.locator("#field-pretrained_model_name_or_path input").first, "model.safetensors")
 
     def tabs(self, page: Page) -> list[float]:
         train, parameters = (
