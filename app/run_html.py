@@ -19,7 +19,7 @@ from trainer.review.keep import Kept
 from trainer.review.run_folder import Checkpoint, Picture, RunFolder
 
 if TYPE_CHECKING:
-    from trainer.review.verdict import Verdict
+    from trainer.review.verdict import Signal, Verdict
 
 __all__ = ["Seen", "Thumbnails", "kept_html", "run_html", "verdict_html"]
 
@@ -373,24 +373,35 @@ def verdict_html(run: RunFolder, verdict: Verdict | None) -> str:
     if verdict.kind == "overtrained":
         buttons += _button("Train again, learning rate half as high", "again", rate="overtrained")
     buttons += _button("Judge again", "judge")
-    rows = []
-    for signal in verdict.signals:
-        known = {step: each for step, each in signal.values.items() if math.isfinite(each)}
-        step = named.step if named is not None and named.step in known else max(known, default=0)
-        value = f"{known[step]:.3g}" if known else ""
-        limit = "" if signal.limit is None else f"limit {signal.limit:.3g}"
-        says = SAYS.get(signal.says or "", "")
-        rows.append(
-            f'<tr><th scope="row">{html.escape(signal.label)}</th><td>{spark(signal.values, signal.limit)}</td>'
-            f"<td>{value}<small>{limit}</small></td><td>{says}</td><td>{html.escape(signal.reason)}</td></tr>"
+    step = None if named is None else named.step
+    table = _signals(verdict.signals, step)
+    if verdict.blocks:
+        table += (
+            f"<details><summary>Weights, block by block</summary>{_signals(verdict.blocks, step)}</details>"
         )
-    table = f'<div class="kiln-timeline kiln-signals"><table>{"".join(rows)}</table></div>'
     return (
         f'<section class="kiln-verdict {html.escape(verdict.kind)}">'
         f"<h4><span>Verdict</span> · <span>{SAYS.get(verdict.kind, '')}</span></h4>"
         f'<p>{html.escape(verdict.sentence)}</p><p class="kiln-empty">{MEASURED}</p>{row(buttons)}'
         f"<details><summary>What it rests on</summary>{table}</details></section>"
     )
+
+
+def _signals(signals: Sequence[Signal], step: int | None) -> str:
+    """A row for each signal, with its value at a step, or at the last one."""
+    rows = []
+    for signal in signals:
+        known = {at: each for at, each in signal.values.items() if math.isfinite(each)}
+        place = step if step in known else max(known, default=None)
+        value = "" if place is None else f"{known[place]:.3g}"
+        limit = "" if signal.limit is None else f"<small>limit {signal.limit:.3g}</small>"
+        base = f"<small>base model {known[0]:.3g}</small>" if 0 in known else ""
+        says = SAYS.get(signal.says or "", "")
+        rows.append(
+            f'<tr><th scope="row">{html.escape(signal.label)}</th><td>{spark(signal.values, signal.limit)}</td>'
+            f"<td>{value}{limit}{base}</td><td>{says}</td><td>{html.escape(signal.reason)}</td></tr>"
+        )
+    return f'<div class="kiln-timeline kiln-signals"><table>{"".join(rows)}</table></div>'
 
 
 def kept_html(kept: Kept) -> str:

@@ -16,6 +16,7 @@ from trainer.config import KohyaConfig
 from trainer.review.charts import smoothed
 from trainer.review.report import without_folders, write_report
 from trainer.review.run_folder import open_run
+from trainer.review.verdict import Signal, Verdict
 
 EVIL = '<script>alert("x")</script>'
 
@@ -91,13 +92,15 @@ def test_a_report_stands_alone_and_names_no_folder(folder: Path, tmp_path: Path)
 
 
 def test_a_verdict_is_told(folder: Path, tmp_path: Path) -> None:
-    class Verdict:
-        kind = "good"
-        sentence = f"Keep {folder}/run.safetensors <now>."
-
-    write_report(open_run(folder), tmp_path / "report.html", Verdict())
-    said = " ".join(Parsed((tmp_path / "report.html").read_text(encoding="utf-8")).words)
+    signal = Signal("own", f"Own {EVIL}", {5: 0.5, 10: 0.25}, 0.4, "lower is better", "good", "fine")
+    verdict = Verdict("good", f"Keep {folder}/run.safetensors <now>.", (10, 10), "run.safetensors", (signal,))
+    write_report(open_run(folder), tmp_path / "report.html", verdict)
+    page = Parsed((tmp_path / "report.html").read_text(encoding="utf-8"))
+    said = " ".join(page.words)
     assert "Keep run.safetensors <now>." in said
+    # What it rests on, at the file to keep.
+    assert f"Own {EVIL} 0.25 limit 0.4 fine" in said
+    assert "script" not in page.tags
 
 
 @pytest.mark.parametrize(

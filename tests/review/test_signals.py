@@ -23,6 +23,8 @@ def test_norms_and_stable_ranks_are_those_of_the_products() -> None:
     assert set(found.blocks) == {"text encoder", "down 0", "down 1"}
     down = [norm for stem, norm in norms.items() if "down_blocks_0" in stem]
     assert found.blocks["down 0"] == pytest.approx(np.linalg.norm(down), rel=1e-5)
+    in_down = [rank for stem, rank in zip(dense, ranks, strict=True) if "down_blocks_0" in stem]
+    assert found.ranks["down 0"] == pytest.approx(np.mean(in_down), rel=1e-5)
 
 
 def test_an_untouched_layer_counts_as_nothing() -> None:

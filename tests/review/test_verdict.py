@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,12 @@ def test_a_run_from_raw_to_burnt() -> None:
     assert signal.values == pytest.approx({100: -0.1, 200: -0.1, 300: 0.0, 400: far})
     assert signal.says == "good"
     assert signal.limit == LIMITS["aimless"].value
+    # Every level, colours and blocks are told too, so that a person can disagree.
+    told = {each.name: each for each in found.signals}
+    assert told["level 0.8"].values == pytest.approx(
+        {100: limit / 2, 200: limit * 1.2, 300: limit * 1.3, 400: limit * 1.3}
+    )
+    assert told["saturation"].values == {100: 0, 200: 0, 300: 0, 400: 0}
     text = "\n".join(lines(run, found))
     assert "step    400  overtrained   run-step00000400.safetensors" in text
 
@@ -100,6 +108,28 @@ def test_each_signal_speaks_alone(name: str, values: dict[str, float]) -> None:
     assert found.kind == LIMITS[name].kind
     assert LIMITS[name].why in found.sentence
     assert next(each for each in found.signals if each.name == name).says == LIMITS[name].kind
+
+
+def test_pictures_of_the_base_model_and_blocks_are_told() -> None:
+    first, last = (
+        replace(point(step, 0.9), blocks={"down 1": step / 100}, ranks={"down 1": 1.25})
+        for step in (100, 200)
+    )
+    base = replace(BASE, pictures={**TRAINING, "contrast": 0.1, "clipped": 0.5})
+    found = judge(Measures(base=base, points=(first, last), training=TRAINING, trigger="tok"))
+    told = {each.name: each.values for each in found.signals}
+    assert told["contrast"] == pytest.approx({0: math.log(0.204 / 0.104), 100: 0, 200: 0})
+    assert told["clipped"] == {0: 0.5, 100: 0.01, 200: 0.01}
+    (block,) = found.blocks
+    assert (block.label, block.values, block.reason) == (
+        "down 1",
+        {100: 1, 200: 2},
+        "1.2 directions in use",
+    )
+    assert (block.limit, block.says) == (None, None)
+    assert "  down 1  100: 1, 200: 2; 1.2 directions in use" in lines(
+        Measures(base=base, points=(first, last), training=TRAINING), found
+    )
 
 
 def test_recorded_runs_are_called_what_their_pictures_show(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from trainer.review.measure import measures_file, read_measures
 from trainer.review.run_folder import Point, RunFolder
 
 __all__ = ["STYLE", "charts", "smoothed", "spark"]
@@ -83,14 +84,17 @@ def charts(run: RunFolder) -> list[tuple[str, str]]:
     marks = [_Mark(each.step, each.path.name) for each in run.checkpoints]
     if run.origin_step:
         marks.append(_Mark(run.origin_step, f"goes on from step {run.origin_step}", "origin"))
+    held = _held_out(run)
     span = (min((point.step for point in every), default=0), run.last_step)
+    if held and not run.origin_step:
+        span = (0, run.last_step)  # the base model stands at 0
     found = []
     if raw or average:
         lines = [_Series("each step", "raw", raw)] if raw else []
         lines.append(_Series("smoothed", "s0", smoothed(raw) if raw else average))
         found.append(("Loss", _chart(lines, span, marks)))
     for title, values in (
-        ("Validation loss", _by_name(every, [point.validation for point in every])),
+        ("Validation loss", {**_by_name(every, [point.validation for point in every]), **held}),
         ("Learning rate", _by_name(every, [point.lr for point in every])),
     ):
         lines = [
@@ -99,6 +103,20 @@ def charts(run: RunFolder) -> list[tuple[str, str]]:
         if lines:
             found.append((title, _chart(lines, span, marks)))
     return found
+
+
+def _held_out(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
+    """Losses on pictures that were held out of the training, with those on trained ones: mean of the noise levels."""
+    measures = read_measures(measures_file(run))
+    if measures is None or measures.base is None or not measures.base.held:
+        return {}
+    known = {point.step: point for point in measures.points if point.held and point.own}
+    if not run.origin_step:  # a run that went on from a file did not begin as the base model
+        known = {0: measures.base, **known}
+    return {
+        "held-out pictures": [(step, sum(each.held) / len(each.held)) for step, each in known.items()],
+        "trained pictures": [(step, sum(each.own) / len(each.own)) for step, each in known.items()],
+    }
 
 
 def spark(values: Mapping[int, float], limit: float | None = None) -> str:

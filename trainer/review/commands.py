@@ -30,6 +30,10 @@ def add_commands(commands: Any) -> None:
     verdict.add_argument(
         "--held", default="", help="a Kohya folder of pictures that were not trained, to compare"
     )
+    verdict.add_argument("--model", type=Path, help="base model, where the run has no JSON that names it")
+    verdict.add_argument(
+        "--pictures", type=Path, help="training pictures (train_data_dir), where the run has no JSON"
+    )
     verdict.add_argument("--again", action="store_true", help="measure also what was measured before")
     verdict.set_defaults(run=_verdict)
 
@@ -62,7 +66,11 @@ def _verdict(options: argparse.Namespace) -> int:
             sys.stderr.write(f"{event.message}\n")
 
     run = open_run(options.folder, options.name)
-    config, base = settings_of(run), options.base or Path.cwd()
+    named = {"pretrained_model_name_or_path": options.model, "train_data_dir": options.pictures}
+    config = settings_of(run).model_copy(
+        update={name: str(path.resolve()) for name, path in named.items() if path is not None}
+    )
+    base = options.base or Path.cwd()
     # A run of one of the program's own presets: its paths start at the program's folder.
     model = config.pretrained_model_name_or_path.strip()
     if options.base is None and not (base / model).exists() and (REPOSITORY / model).exists():

@@ -1,8 +1,8 @@
-"""Measuring the checkpoints of a run: weights, losses on fixed pictures, pictures; one line of JSON each.
+"""Measuring the checkpoints of a run: weights, losses on fixed pictures, pictures.
 
-During training `DuringTraining` measures the network in hand at each save and each sample; afterwards
+During training `trainer.review.watch.Watch` measures the network in hand at each save and each sample; afterwards
 `measure_run` measures every saved file, ours or another program's. What was measured lies beside the run's
-journal (`measures.jsonl`) and is not measured again.
+journal (`measures.json`) and is not measured again.
 """
 
 from __future__ import annotations
@@ -49,6 +49,9 @@ class Measure:
     """Of all weight changes."""
     stable_rank: float
     blocks: Mapping[str, float] = field(default_factory=dict)
+    """Norm of each block's changes."""
+    ranks: Mapping[str, float] = field(default_factory=dict)
+    """Stable rank of each block's layers, averaged."""
     levels: tuple[float, ...] = ()
     own: tuple[float, ...] = ()
     """Losses at each level; see `trainer.review.probe.Figures`."""
@@ -213,7 +216,7 @@ def _of_file(path: Path) -> dict[str, Any]:
     from trainer.tools import _lora
 
     figures = weight_figures(_lora.read(path).pairs)
-    return {"norm": figures.norm, "stable_rank": figures.stable_rank, "blocks": figures.blocks}
+    return asdict(figures)
 
 
 def _of_samples(run: RunFolder, file: Checkpoint, training: Sequence[Path] = ()) -> dict[str, float]:

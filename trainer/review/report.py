@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -22,7 +22,10 @@ from trainer.files import atomic_write
 from trainer.review.charts import STYLE, charts
 from trainer.review.run_folder import Picture, RunFolder
 
-__all__ = ["Verdict", "report", "without_folders", "write_report"]
+if TYPE_CHECKING:
+    from trainer.review.verdict import Verdict
+
+__all__ = ["report", "without_folders", "write_report"]
 
 PICTURE_PX = 320
 MOST_COLUMNS = 12
@@ -46,18 +49,6 @@ FOLDERS = re.compile(
     r"""(?:file:/+|(?<![A-Za-z])[A-Za-z]:[\\/]|\\\\|~[\\/]|(?<![\w/<.:])\.{0,2}/(?=[^\s/"'<>]+/))(?:[^\\/\n"'<>|,;]*[\\/])*"""
 )
 """The folders of a path inside a text: everything up to its last slash."""
-
-
-class Verdict(Protocol):
-    """As much of a verdict as a report tells."""
-
-    @property
-    def kind(self) -> str:
-        """undertrained, good or overtrained."""
-
-    @property
-    def sentence(self) -> str:
-        """What to do, and why."""
 
 
 def without_folders(text: str) -> str:
@@ -90,6 +81,9 @@ def report(run: RunFolder, verdict: Verdict | None = None) -> str:
     if verdict is not None:
         words = f"<b>{_text(verdict.kind.capitalize())}.</b> {_text(verdict.sentence)}"
         parts.append(f'<div class="verdict">{words}</div>')
+        parts.append(
+            f"<details><summary>What it rests on</summary>{_table(_signals(run, verdict))}</details>"
+        )
     if run.pictures:
         parts += ["<h2>Samples</h2>", _samples(run)]
     for title, chart in charts(run):
@@ -140,6 +134,17 @@ def _summary(run: RunFolder) -> str:
 def _table(rows: Iterable[Sequence[object]]) -> str:
     lines = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table>{lines}</table></div>'
+
+
+def _signals(run: RunFolder, verdict: Verdict) -> list[tuple[str, str, str, str]]:
+    """Label, value at the file to keep, limit, and what it says."""
+    kept = next((each.step for each in run.checkpoints if each.path.name == verdict.file), None)
+    rows = []
+    for signal in verdict.signals:
+        step = kept if kept is not None and kept in signal.values else max(signal.values)
+        limit = "" if signal.limit is None else f"limit {signal.limit:g}"
+        rows.append((signal.label, f"{signal.values[step]:.3g}", limit, signal.reason))
+    return rows
 
 
 def _shown_steps(steps: Sequence[int]) -> list[int]:

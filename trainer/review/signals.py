@@ -48,6 +48,8 @@ class WeightFigures:
     """Mean over layers of ||D||_F^2 / ||D||_2^2: in how many directions the changes go."""
     blocks: Mapping[str, float]
     """Norm of each block's changes."""
+    ranks: Mapping[str, float]
+    """Mean stable rank of each block's layers; blocks without a change are left out."""
 
 
 def sizes_of_layer(pair: Pair) -> tuple[float, float]:
@@ -78,16 +80,19 @@ def block_of(stem: str) -> str:
 def weight_figures(pairs: Mapping[str, Pair]) -> WeightFigures:
     """Norms and spectra of weight changes, by Kohya's key stem."""
     blocks: dict[str, float] = {}
-    ranks: list[float] = []
+    ranks: dict[str, list[float]] = {}
     for stem, pair in pairs.items():
         norm, rank = sizes_of_layer(pair)
-        blocks[block_of(stem)] = blocks.get(block_of(stem), 0.0) + norm**2
+        block = block_of(stem)
+        blocks[block] = blocks.get(block, 0.0) + norm**2
         if rank:
-            ranks.append(rank)
+            ranks.setdefault(block, []).append(rank)
+    every = [rank for some in ranks.values() for rank in some]
     return WeightFigures(
         norm=sum(blocks.values()) ** 0.5,
-        stable_rank=sum(ranks) / len(ranks) if ranks else 0.0,
+        stable_rank=sum(every) / len(every) if every else 0.0,
         blocks={name: square**0.5 for name, square in blocks.items()},
+        ranks={name: sum(some) / len(some) for name, some in ranks.items()},
     )
 
 

@@ -82,7 +82,7 @@ class Signal:
     name: str
     label: str
     values: Mapping[int, float]
-    """By step."""
+    """By step; at 0 that of the base model, where it has one."""
     limit: float | None
     """Where it speaks against a checkpoint; None where it only informs."""
     direction: Direction
@@ -106,6 +106,8 @@ class Verdict:
     signals: tuple[Signal, ...]
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     """What each file is, by name."""
+    blocks: tuple[Signal, ...] = ()
+    """Size of the weights of each block, which only informs."""
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -232,6 +234,7 @@ def judge(measures: Measures) -> Verdict:
         file=kept,
         signals=_signals(measures, values, chosen),
         kinds={point.file: kind for point, kind in zip(points, told, strict=True) if point.file},
+        blocks=_blocks(points, points[chosen]),
     )
 
 
@@ -291,6 +294,8 @@ def _signals(measures: Measures, values: Mapping[str, Sequence[float]], chosen: 
         }
         if not known:
             continue
+        if measures.base is not None and name in measures.base.pictures:
+            known = {0: _NUMBERS[name](measures.base, measures), **known}
         value = values[name][chosen]
         beyond = _is_beyond(name, value)
         found.append(
@@ -320,6 +325,10 @@ def _informing(measures: Measures) -> list[Signal]:
         ),
     ]
     if base is not None:
+        for place, level in enumerate(base.levels):
+            learnt = {p.step: 1 - p.own[place] / base.own[place] for p in points if p.own}
+            reason = "high levels decide the layout, low ones the fine structure"
+            rows.append((f"level {level:g}", f"Learnt at noise level {level:g}", learnt, reason))
         for name, label, number, reason in (
             (
                 "follows",
@@ -364,12 +373,22 @@ def _informing(measures: Measures) -> list[Signal]:
                     "falls where training pictures are learnt by heart",
                 )
             )
+    saturation, drawn = _against("saturation"), [*([base] if base is not None else []), *points]
+    strong = {p.step: saturation(p, measures) for p in drawn}
+    rows.append(
+        (
+            "saturation",
+            "Saturation against the training pictures",
+            {step: value for step, value in strong.items() if not math.isnan(value)},
+            "0 where colours are as strong as theirs",
+        )
+    )
     for name, label, reason in (
         ("diversity", "Difference between seeds", "near 0, every seed gives the same picture"),
         ("nearest", "Distance to the nearest training picture", "far below 1, pictures are copied"),
         ("clipped", "Clipped values", "share of the pictures that is black or burnt out"),
     ):
-        rows.append((name, label, {p.step: p.pictures[name] for p in points if name in p.pictures}, reason))
+        rows.append((name, label, {p.step: p.pictures[name] for p in drawn if name in p.pictures}, reason))
     strengths = points[-1].strengths
     if strengths and base is not None:
         rows.append(
@@ -388,8 +407,25 @@ def _informing(measures: Measures) -> list[Signal]:
     return [
         Signal(name, label, values, None, "informs", None, reason)
         for name, label, values, reason in rows
-        if values
+        if any(values)  # the base model's alone say nothing
     ]
+
+
+def _blocks(points: Sequence[Measure], chosen: Measure) -> tuple[Signal, ...]:
+    """Sizes of each block's weights, with the directions that the file to keep uses there."""
+    names = dict.fromkeys(name for point in points for name in point.blocks)
+    return tuple(
+        Signal(
+            name=f"block {name}",
+            label=name,
+            values={point.step: point.blocks[name] for point in points if name in point.blocks},
+            limit=None,
+            direction="informs",
+            says=None,
+            reason=f"{chosen.ranks[name]:.1f} directions in use" if name in chosen.ranks else "",
+        )
+        for name in names
+    )
 
 
 def lines(measures: Measures, verdict: Verdict) -> list[str]:
@@ -398,7 +434,14 @@ def lines(measures: Measures, verdict: Verdict) -> list[str]:
     for point, kind in zip(measures.points, kinds(measures), strict=True):
         found.append(f"step {point.step:>6}  {kind:<13} {point.file}")
     for signal in verdict.signals:
-        values = ", ".join(f"{step}: {value:.3g}" for step, value in signal.values.items())
+        values = _by_step(signal)
         limit = "" if signal.limit is None else f" (limit {signal.limit:g}, {signal.direction})"
         found += ["", f"{signal.label}{limit}", f"  {values}", f"  {signal.reason}"]
+    if verdict.blocks:
+        found += ["", "Weights, block by block"]
+        found += [f"  {each.label}  {_by_step(each)}; {each.reason}".rstrip("; ") for each in verdict.blocks]
     return [*found, *(f"not measured: {each}" for each in measures.missing)]
+
+
+def _by_step(signal: Signal) -> str:
+    return ", ".join(f"{step}: {value:.3g}" for step, value in signal.values.items())

@@ -140,6 +140,7 @@ class Watch:
             norm=weights.norm,
             stable_rank=weights.stable_rank,
             blocks=weights.blocks,
+            ranks=weights.ranks,
         )
         self._write()
 
