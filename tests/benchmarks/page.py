@@ -117,7 +117,8 @@ class Ours:
 class Theirs:
     """kohya_ss's page. The LoRA settings are behind its second tab."""
 
-    presets = (("SDXL - LoRA AI_Now ADamW v1.0", "32"), ("sd15 - EDG_LoraOptiSettings", "64"))
+    # Its SDXL presets bring a caption extension after which it takes no other preset.
+    presets = (("sd15 - EDG_LoraOptiSettings", "64"), ("SDXL - LoRA adafactor v1.0", "128"))
 
     def usable(self, page: Page, url: str) -> None:
         page.goto(url, wait_until="commit")
