@@ -384,7 +384,7 @@ def _ratios(session: Session, data: Data) -> list[float]:
 
     try:
         config, base = page_of(data.get("settings"))
-        job = Job.from_config(config, base=base)
+        job, _ = Job.draft(config, base=base)
         rules = BucketRules.from_job(job)
         sizes = rules.sizes or tuple(
             make_buckets(rules.resolution, rules.step, 4 * max(rules.resolution), rules.step)
@@ -570,26 +570,25 @@ def _job(session: Session, config: KohyaConfig, base: Path) -> Job:
 # ---- projects, copies, bringing in ----------------------------------------------------------------------
 
 
-def _pieces(session: Session, data: Data) -> project.Pieces | None:
-    """The tokenizer of the model that the settings name, or CLIP's own, which most models have."""
-    from trainer.files import REPOSITORY
-    from trainer.tokens import clip_tokenizer
+def _pieces(session: Session, data: Data) -> project.Pieces:
+    """What the base model's tokenizers make of a word; of two, as FLUX has, the one that knows it best."""
+    from trainer.captioning.lengths import ruler
 
-    tokenizer: Any = None
     try:
         config, base = page_of(data.get("settings"))
-        name = session.paths.expand(config).pretrained_model_name_or_path.strip()
-        folder = session.paths.resolve(name, base=base) / "tokenizer" if name else None
-        if folder is not None and folder.is_dir():
-            import transformers  # noqa: F401  alone first: see trainer.tokens
-            from transformers import CLIPTokenizer
-
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ConfigError, OSError, ValueError):
-        tokenizer = None
-    if tokenizer is None:
-        tokenizer = clip_tokenizer(REPOSITORY / "assets" / "models" / "clip" / "bpe_simple_vocab_16e6.txt.gz")
-    return lambda text: [str(piece) for piece in tokenizer.tokenize(text)]
+        config = session.paths.expand(config)
+    except ConfigError:
+        config, base = KohyaConfig(), session.base
+    try:
+        if model := config.pretrained_model_name_or_path.strip():
+            session.paths.resolve(model, base=base)
+    except ConfigError:
+        config = config.model_copy(update={"pretrained_model_name_or_path": ""})  # CLIP's own, then
+    job, _ = Job.draft(config, base=base)
+    tokenizers = [ruler(job).tokenizer]
+    if job.family == "flux":
+        tokenizers.append(ruler(Job.draft(KohyaConfig(), base=base)[0]).tokenizer)
+    return lambda text: min(([str(piece) for piece in one.tokenize(text)] for one in tokenizers), key=len)
 
 
 def _token(session: Session, data: Data) -> dict[str, Any]:
@@ -616,10 +615,10 @@ def _project(session: Session, data: Data) -> dict[str, Any]:
     size = (512, 512)
     try:
         config, base = page_of(data.get("settings"))
-        job = Job.from_config(config, base=base)
+        job, _ = Job.draft(config, base=base)  # a new project's settings are not complete yet
         size = job.width, job.height
     except TrainerError:
-        pass  # settings that are not complete yet: the usual size will do
+        pass  # settings that cannot be read: the usual size will do
     values = project.fields_of(parent / token, token, class_word, size=size)
     return {"folder": str(parent / token / project.IMAGES), "into": str(pictures), "values": values}
 
@@ -689,7 +688,8 @@ def _copies(session: Session, root: Path, data: Data, task: _Task) -> dict[str, 
 
         count, edited = edits.write_copies(item.folder, place, report)
         written, changed = written + count, changed + edited
-    return {"words": f"{written} pictures written to {target}, {changed} of them edited"}
+    pictures = f"{written} picture{'' if written == 1 else 's'}"
+    return {"words": f"{pictures} written to {target}, {changed} of them edited"}
 
 
 # ---- what the page asks -----------------------------------------------------------------------------------

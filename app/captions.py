@@ -400,7 +400,7 @@ class _Set:
         for folder, found in edits.items():
             written = self._writable(folder).write(found, by, "edit", change)
             touched += [(folder, name) for name in (*written.done, *written.kept)]
-        return self._changed(touched, message=f"{len(touched)} captions: {by}")
+        return self._changed(touched, message=f"{_counted(len(touched))}: {by}")
 
     def _steps(self) -> tuple[Change | None, Change | None]:
         """The newest change of all folders, and the oldest that was taken back."""
@@ -430,7 +430,7 @@ class _Set:
                 kept += len(written.kept)
         message = f"{'taken back' if by < 0 else 'done again'}: {change.by} ({len(touched) - kept})"
         if kept:
-            message += f"; {kept} captions were changed since and stay"
+            message += f"; {_counted(kept)} changed since, which stay as they are"
         return self._changed(touched, message=message)
 
     def keep_habits(self, phrases: Any) -> dict[str, Any]:
@@ -530,7 +530,7 @@ class _Set:
         own = sum(1 for item in wanted if item.exists and item.text.strip() and not item.machine)
         if own and not settings.append and data.get("confirmed") is not True:
             return {
-                "ask": f"{own} captions that no captioner wrote will be replaced. They can be had back with Undo."
+                "ask": f"{_counted(own)} that no captioner wrote will be replaced. Undo brings them back."
             }
         run = self.session.enqueue(KIND, text, self.base, user)
         waits = self.session.queue.get(run.id)
@@ -560,6 +560,10 @@ class _Set:
             except OSError as error:
                 raise DatasetError(f"the pictures cannot be copied to {target}: {error}") from error
         return {"set": {"train_data_dir": str(target)}, "message": f"the pictures are copied to {target}"}
+
+
+def _counted(captions: int) -> str:
+    return f"{captions} caption{'' if captions == 1 else 's'}"
 
 
 def _digest(edits: Mapping[str, Sequence[Edit]]) -> str:

@@ -68,6 +68,8 @@ kiln.captions = (() => {
     }
 
     function take(found) {
+        const folders = (set) => set.folders.map((folder) => folder.path).join("\n");
+        if (state.set && folders(state.set) !== folders(found)) say("");  // what was said is about other pictures
         state.set = found;
         state.entries = found.captions;
         const keys = new Set(state.entries.map(key));
@@ -238,7 +240,7 @@ kiln.captions = (() => {
         const source = get("cap-source");
         source.replaceChildren(entry.exists ? names[entry.source] || "" : "No caption yet");
         if (entry.exists && ["captioner", "edit"].includes(entry.source) && entry.by !== "edited")
-            source.append(" ", make("span", {class: "kiln-asis"}, entry.by));
+            source.append(entry.source === "edit" ? ": " : " ", make("span", {class: "kiln-asis"}, entry.by));
         showTokens();
         get("cap-flags").replaceChildren(...entry.habits.map((habit) =>
             make("span", {class: "warned"}, make("b", {}, habit.name), " ", make("span", {class: "kiln-asis"}, habit.words))));
@@ -326,7 +328,7 @@ kiln.captions = (() => {
         const box = get("cap-versions");
         box.replaceChildren(...history.map((version, index) => {
             const names = {captioner: "Captioner", edit: "Edit", file: "File", outside: "Another program"};
-            const head = make("p", {}, make("b", {}, names[version.source]), " ", make("span", {class: "kiln-asis"}, version.by || ""),
+            const head = make("p", {}, make("b", {}, names[version.source]), " ", make("span", {class: "kiln-asis"}, version.by === "edited" ? "" : version.by || ""),
                 " ", make("time", {}, new Date(version.time * 1000).toLocaleString()));
             const body = make("p", {class: "kiln-asis kiln-diff"}, ...(version.text === null ? ["—"]
                 : version.runs.length ? runs(version.runs) : [version.text]));

@@ -110,7 +110,7 @@ kiln.dataset = (() => {
         const parts = [];
         for (const set of state.sets) {
             const out = set.pictures.length - set.kept, title = element("h4", {class: "kiln-set"}, element("b", {}, set.name), " ",
-                element("span", {}, `${set.kept} pictures${out ? `, ${out} left out` : ""}`));
+                element("span", {}, `${set.kept} picture${set.kept === 1 ? "" : "s"}${out ? `, ${out} left out` : ""}`));
             if (set.repeats !== null) {
                 const box = element("input", {type: "number", min: 1, max: 10000, value: set.repeats, "data-repeats": set.name,
                     "aria-label": "Repeats"});
@@ -364,6 +364,8 @@ kiln.dataset = (() => {
     function nearestBucket() {
         const {box, size, ratios} = state.crop, ratio = (box[2] - box[0]) * size[0] / ((box[3] - box[1]) * size[1]);
         state.crop.ratio = ratios.reduce((best, other) => (Math.abs(other - ratio) < Math.abs(best - ratio) ? other : best), ratios[0]);
+        const named = RATIOS.find(([, value]) => Math.abs(value - state.crop.ratio) < 0.001);
+        by("crop").querySelector("select").value = named ? String(named[1]) : "";
         fit();
     }
 
@@ -502,7 +504,7 @@ kiln.dataset = (() => {
         say(result.words);
         if (result.refused.length) {
             const list = element("ul", {});
-            for (const [name, reason] of result.refused) list.append(element("li", {}, element("b", {}, name), " ", reason));
+            for (const [name, reason] of result.refused) list.append(element("li", {}, element("b", {}, `${name}:`), " ", reason));
             by("refused").replaceChildren(element("details", {open: ""}, element("summary", {}, `${result.refused.length} refused`), list));
         } else by("refused").replaceChildren();
     }

@@ -134,6 +134,25 @@ def test_a_mask_is_saved_and_shown(page: Page, folder: Path) -> None:
         page.ask("mask", folder=place, name=name, png="data:image/png;base64,%%%")
 
 
+def test_a_mask_file_of_the_data_set_is_shown_as_it_is_trained(
+    session: Session, folder: Path, tmp_path: Path
+) -> None:
+    values = np.zeros((30, 40), np.uint8)
+    values[:, 20:] = 255
+    (tmp_path / "masks").mkdir()
+    for index in range(4):
+        Image.fromarray(values).save(tmp_path / "masks" / f"{index}.png")
+    names = {"image_dir": folder / "5_cat", "conditioning_data_dir": tmp_path / "masks"}
+    lines = [f"{name} = {json.dumps(str(path))}" for name, path in names.items()]
+    (tmp_path / "data.toml").write_text("\n".join(["[[datasets]]", "[[datasets.subsets]]", *lines]))
+    page = Page(session, folder, dataset_config=str(tmp_path / "data.toml"), masked_loss=True)
+    place, name = page.items()[0]
+    mask = page.ask("open", folder=place, name=name)["mask"]
+    assert (mask["kind"], mask["trained"]) == ("file", True)
+    with Image.open(session.thumbnails / mask["url"].rsplit("/", 1)[1]) as shown:
+        np.testing.assert_array_equal(np.asarray(shown.convert("L")), values)
+
+
 def test_captions_are_written_through_the_queue(page: Page, folder: Path, tmp_path: Path) -> None:
     tiny.tagger(tmp_path / "tagger", bias=[-9, -9, -9, -9, 9, -9, -9, -9, -9], size_px=16)
     values = {"captioner": "wd14", "model": str(tmp_path / "tagger"), "prefix": "k1ln,"}
@@ -146,7 +165,7 @@ def test_captions_are_written_through_the_queue(page: Page, folder: Path, tmp_pa
     assert (run.kind, run.status) == ("captions", "finished")
     progress = page.ask("progress")
     assert (progress["going"], progress["ended"]) == (False, True)
-    assert "1 captions written" in progress["html"] or progress["html"]
+    assert "1 caption written" in progress["html"]
     asked = page.ask("start", values={**values, "existing": "all"}, items=page.items()[:2])
     assert asked["ask"].startswith("2 captions that no captioner wrote")
     page.ask("start", values={**values, "existing": "all"}, items=page.items()[:2], confirmed=True)

@@ -146,6 +146,17 @@ def test_a_project_from_uploaded_files_to_settings(page: Page, tmp_path: Path) -
         "project", place=str(tmp_path / "lora"), token="j4n3d03", **{"class": "person"}, repeats="8"
     )
     assert made["values"]["train_data_dir"] == made["folder"]
+    # Samples have the size of the settings, which name no pictures before there is a project.
+    values = {"train_data_dir": "", "max_resolution": "1024,768"}
+    again = page.ask(
+        "project",
+        place=str(tmp_path / "lora"),
+        token="j4n3d03",
+        **{"class": "person"},
+        repeats="8",
+        settings=json.dumps({"values": values, "base": "", "origin": ""}),
+    )
+    assert again["values"]["sample_prompts"].count("--w 1024 --h 768") == 3
     upload = Path(get_upload_folder()) / "test-dataset" / "a.png"
     picture(upload, seed=9)
     caption = upload.with_name("a.txt")
@@ -159,7 +170,17 @@ def test_a_project_from_uploaded_files_to_settings(page: Page, tmp_path: Path) -
     renamed = page.ask("repeats", folder=made["folder"], set="8_j4n3d03 person", repeats=400)
     assert renamed["sets"][0]["name"] == "400_j4n3d03 person"
     copies = page.work("copies", folder=made["folder"], target=str(tmp_path / "copies"))
-    assert "1 pictures written" in copies["words"]
+    assert "1 picture written" in copies["words"]
+
+
+def test_a_token_is_rare_where_neither_of_fluxs_tokenizers_knows_it(page: Page) -> None:
+    answers = []
+    for flux in (False, True):
+        settings = json.dumps({"values": {"flux1_checkbox": flux}, "base": "", "origin": ""})
+        answers.append(page.ask("token", token="Gesellschaft", settings=settings)["rare"])
+        assert page.ask("token", token="person", settings=settings)["rare"] is False
+        assert page.ask("token", name="Jane Doe", settings=settings)["rare"] is True
+    assert answers == [True, False]  # a word of T5's
 
 
 def test_kohyas_preparation_fills_the_fields(page: Page, folder: Path, tmp_path: Path) -> None:

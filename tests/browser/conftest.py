@@ -106,6 +106,17 @@ class Tab:
         found: dict[str, Any] = json.loads(file.read_text())
         return found
 
+    def drop(self, selector: str, files: list[Path]) -> None:
+        """Drop files and folders from the desktop on an element, as the browser itself would be told of it."""
+        box = self.page.locator(selector).bounding_box()
+        assert box is not None
+        session = self.page.context.new_cdp_session(self.page)
+        at = {"x": box["x"] + 20, "y": box["y"] + box["height"] / 2}
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            session.send("Input.dispatchDragEvent", {"type": kind, **at, "data": data})
+        session.detach()
+
     def is_wider_than_the_screen(self) -> bool:
         return bool(self.page.evaluate("document.documentElement.scrollWidth > window.innerWidth"))
 

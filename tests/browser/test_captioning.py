@@ -72,7 +72,7 @@ def test_captions_by_a_model_by_hand_and_many_at_once(
     page.locator("#cap-unhabit").click()
     expect(page.locator("#cap-plan del")).to_contain_text("with a microphone in his hand")
     page.locator("#cap-apply").click()
-    expect(page.locator("#cap-answer")).to_contain_text("1 captions")
+    expect(page.locator("#cap-answer")).to_contain_text("1 caption: ")
     assert (folder / "01.txt").read_text() == "k1ln, <b>bold</b>\n"
 
     # A tag of all pictures is taken out, seen first; then with a pattern; then everything back.

@@ -52,10 +52,13 @@ def test_from_an_album_to_a_project(served: Served, context: BrowserContext, tmp
     form.locator("[name=place]").fill(str(tmp_path))
     form.get_by_role("button", name="Make the project").click()
     expect(page.locator("#dataset-answer")).to_contain_text("settings are filled in")
-    page.locator("#dataset-files").set_input_files(album(tmp_path / "album.zip", {3, 8}))
+    (tmp_path / "more" / "inner").mkdir(parents=True)
+    (tmp_path / "more" / "inner" / "empty.png").write_bytes(b"")
+    tab.drop("#dataset-drop", [album(tmp_path / "album.zip", {3, 8}), tmp_path / "more"])
     expect(page.locator("#dataset-answer")).to_contain_text(
-        "16 pictures brought in, 16 with captions, 2 refused"
+        "16 pictures brought in, 16 with captions, 3 refused"
     )
+    expect(page.locator("#dataset-refused")).to_contain_text("more/inner/empty.png")
     expect(page.locator("#dataset-refused")).to_contain_text("leads out of the ZIP")
     figures = page.locator("#dataset-grid figure")
     expect(figures).to_have_count(16)
@@ -103,4 +106,12 @@ def test_from_an_album_to_a_project(served: Served, context: BrowserContext, tmp
     page.set_viewport_size({"width": 390, "height": 844})
     tab.tab("Dataset")
     assert not tab.is_wider_than_the_screen()
+    # What was dropped trains.
+    page.set_viewport_size({"width": 1280, "height": 900})
+    tab.tab("Train")
+    expect(page.locator("#checks .kiln-ready")).to_contain_text("Ready")
+    page.locator("#start").click()
+    expect(page.locator("#progress")).to_contain_text("/ 5000")
+    page.locator("#stop").click()
+    expect(page.locator("#progress")).to_contain_text("Stopped at step")
     assert tab.errors == []

@@ -50,7 +50,7 @@ def test_captions_are_written_with_progress_and_a_sentence_about_the_broken_one(
     message, events = run(work(world, prefix="k1ln,", postfix="photo"))
     assert texts(world) == {str(index): "k1ln, long hair photo\n" for index in range(4)}
     assert "4 captions written" in message
-    assert "1 pictures could not be read" in message
+    assert "1 picture could not be read" in message
     last = [event for event in events if isinstance(event, Progress)][-1]
     assert (last.done, last.total) == (5, 5)
     lines = [event for event in events if isinstance(event, LogLine)]

@@ -72,6 +72,7 @@ def test_each_flaw_is_found_in_its_picture_alone(album: Path) -> None:
     ]
     assert about(findings, "small") == [("small.png",)]
     assert about(findings, "large") == [("wide.png",)]
+    assert all(finding.repairs for finding in findings)  # a button for each
     assert about(findings, "blur") == [("blurred.jpg",)]
     assert about(findings, "bars") == [("boxed.png",)]
     assert about(findings, "text") == [("signed.png",)]

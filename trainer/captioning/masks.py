@@ -145,10 +145,3 @@ def remove(picture: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise DatasetError(f"{path} cannot be removed: {error.strerror or error}") from error
-
-
-def shade(pixels_HWC: Pixels, values_HW: Pixels) -> Pixels:
-    """A picture with the part dimmed that a mask leaves out."""
-    share = values_HW.astype(np.float32)[:, :, None] / 255
-    dark = pixels_HWC[:, :, :3].astype(np.float32) * 0.25 + np.array([90, 20, 20], np.float32) * 0.5
-    return np.rint(pixels_HWC[:, :, :3] * share + dark * (1 - share)).astype(np.uint8)

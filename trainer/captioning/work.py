@@ -235,9 +235,13 @@ class CaptionWork:
             del captioner
             devices.free()
         elapsed_s = time.monotonic() - began
-        parts = [f"{tally.done} captions written in {elapsed_s:.1f} s"]
+        parts = [f"{tally.done} caption{'' if tally.done == 1 else 's'} written in {elapsed_s:.1f} s"]
         parts += [f"{tally.kept} kept that were edited meanwhile"] if tally.kept else []
-        parts += [f"{tally.failed} pictures could not be read"] if tally.failed else []
+        parts += (
+            [f"{tally.failed} picture{'' if tally.failed == 1 else 's'} could not be read"]
+            if tally.failed
+            else []
+        )
         return Done("; ".join(parts), self.folders[0])
 
     def _text(self, text: str, caption: Caption) -> str:

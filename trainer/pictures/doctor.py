@@ -152,6 +152,7 @@ def _sizes(name: str, one: Measure) -> list[Finding]:
                 "note",
                 f"{name} has {width} x {height} pixels: it is shrunk to its bucket each time, which costs time alone",
                 (name,),
+                (_exclude(name),),
             )
         ]
     return []

@@ -80,7 +80,8 @@ def check_token(text: str, pieces: Pieces | None) -> Token:
     """How rare a token is that a person typed."""
     found = pieces(text) if pieces and text else []
     # How CLIP marks the end of a word, and T5 its beginning.
-    return Token(text, tuple(piece.replace("</w>", "").replace("▁", "") for piece in found))
+    plain = (piece.replace("</w>", "").replace("▁", "") for piece in found)
+    return Token(text, tuple(piece for piece in plain if piece))
 
 
 def propose(name: str, pieces: Pieces | None = None) -> Token:
@@ -199,8 +200,8 @@ def fields_of(
     subject = " ".join(f"{token} {class_word}".split())
     ending = f"--w {size[0]} --h {size[1]}"
     prompts = [
-        f"portrait of {subject}, looking at the camera, plain background {ending} --d 1",
-        f"{subject} in a park, full body, afternoon light {ending} --d 2",
+        f"{subject}, close-up, plain background {ending} --d 1",
+        f"{subject} in a park, afternoon light {ending} --d 2",
         f"{class_word.strip() or 'portrait'} {ending} --d 3",
     ]
     return {
