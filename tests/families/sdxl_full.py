@@ -12,8 +12,15 @@ from trainer.families.sdxl import StableDiffusionXL
 __all__ = ["full_size", "models"]
 
 
-def models() -> tuple[Any, dict[Any, nn.Module]]:
-    """UNet and text encoders on the meta device, by SDXL's published configurations."""
+def models(
+    depth: tuple[int, int, int] = (1, 2, 10), text_layers: tuple[int, int] = (12, 32)
+) -> tuple[Any, dict[Any, nn.Module]]:
+    """UNet and text encoders on the meta device, by SDXL's published configurations.
+
+    Args:
+        depth: Transformer layers in each of the UNet's three levels.
+        text_layers: Layers of CLIP-L and of OpenCLIP bigG.
+    """
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -29,7 +36,7 @@ def models() -> tuple[Any, dict[Any, nn.Module]]:
             block_out_channels=(320, 640, 1280),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
+            transformer_layers_per_block=depth,
             cross_attention_dim=2048,
             attention_head_dim=(5, 10, 20),
             use_linear_projection=True,
@@ -38,8 +45,8 @@ def models() -> tuple[Any, dict[Any, nn.Module]]:
             projection_class_embeddings_input_dim=2816,
         )
         encoders = {
-            "te1": text(CLIPTextModel, 768, 12),
-            "te2": text(CLIPTextModelWithProjection, 1280, 32),
+            "te1": text(CLIPTextModel, 768, text_layers[0]),
+            "te2": text(CLIPTextModelWithProjection, 1280, text_layers[1]),
         }
     return unet, cast("dict[Any, nn.Module]", encoders)
 

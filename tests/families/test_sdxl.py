@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests import tiny
-from tests.families.sdxl_full import full_size, models
+from tests import hollow, tiny
+from tests.families.sdxl_full import models
 from tests.runs import SIZES, settings, train, write_config
 from trainer import checkpoints
+from trainer import config as configuration
 from trainer.cli import main
 from trainer.data.types import Batch, Dataset, Fit, Picture, Subset
 from trainer.draws import Draws
@@ -25,6 +26,7 @@ from trainer.errors import ConfigError, DivergedError, ModelFileError
 from trainer.events import LogLine, SampleReady, StepDone
 from trainer.families.sd import StableDiffusion
 from trainer.families.sdxl import NAMES, StableDiffusionXL, kohya_name, texts_wait, time_ids
+from trainer.files import REPOSITORY
 from trainer.job import Job
 from trainer.networks.lora import LoraNetwork
 from trainer.prompts import SamplePrompt
@@ -291,8 +293,11 @@ def test_text_gradients_reach_all_layers_that_count(file: Path, tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def full() -> StableDiffusionXL:
-    return full_size()
+def full(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionXL:
+    """SDXL at full size from a single file, on the meta device."""
+    folder = tmp_path_factory.mktemp("full")
+    run = job(hollow.sdxl(folder)["pretrained_model_name_or_path"], folder)
+    return StableDiffusionXL.load(run, torch.device("meta"), torch.float32, lambda _: None)
 
 
 def network(family: StableDiffusionXL, **values: Any) -> LoraNetwork:
@@ -484,6 +489,32 @@ def test_the_unet_is_read_after_the_pictures_are_encoded(
         load(job(tmp_path / "part.safetensors", tmp_path))
 
 
+def test_vae_and_text_encoders_leave_once_their_work_is_cached(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def noted(name: str, say: Any) -> None:
+        whole = getattr(StableDiffusionXL, name)
+
+        def method(self: StableDiffusionXL, *args: Any, **values: Any) -> Any:
+            done.append(say(*args))
+            return whole(self, *args, **values)
+
+        monkeypatch.setattr(StableDiffusionXL, name, method)
+
+    noted("encode_images", lambda *_: "encode")
+    noted("move", lambda parts, device: f"{' '.join(parts)} to {device}")
+    noted("predict", lambda *_: "predict")
+    train(
+        tmp_path,
+        **CACHED | {"pretrained_model_name_or_path": str(file), "max_train_steps": 1},
+        cache_latents=True,
+    )
+    order = [name for name, before in zip(done, ["", *done], strict=False) if name != before]
+    assert order == ["encode", "vae to cpu", "text_encoders to cpu", "predict"]
+
+
 # --- whole runs ---------------------------------------------------------------------------------
 
 
@@ -616,3 +647,31 @@ def test_samplers_draw(file: Path, tmp_path: Path) -> None:
     sample(family, run, prompts, step=1, epoch=None, stop=lambda: False, emit=events.append)
     files = [event.path for event in events if isinstance(event, SampleReady)]
     assert len({path.read_bytes() for path in files}) == len(names)
+
+
+PRESETS = sorted(
+    path
+    for path in (REPOSITORY / "presets").glob("*.json")
+    if json.loads(path.read_text(encoding="utf-8")).get("sdxl")
+)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_train(path: Path, file: Path, tmp_path: Path) -> None:
+    """Every SDXL preset, on toy models: its own settings but sizes, steps and paths."""
+    loaded = configuration.load(path)
+    assert not loaded.of("unknown", "invalid", "unsupported")
+    toy = {
+        "max_resolution": "64,64",
+        "min_bucket_reso": 64,
+        "max_train_steps": 2,
+        "sample_prompts": "",
+        "pretrained_model_name_or_path": str(file),
+        "output_name": "preset",
+    }
+    paths = {key: value for key, value in settings(tmp_path, **toy).items() if key.endswith("_dir")}
+    outcome, _ = train(tmp_path, **{**json.loads(path.read_text(encoding="utf-8")), **toy, **paths})
+    assert outcome.step == 2
+    assert outcome.path is not None
+    trained = {key.split("_")[1] for key in load_file(outcome.path)}
+    assert trained == ({"te1", "te2", "unet"} if loaded.config.text_encoder_lr else {"unet"})

@@ -2,9 +2,10 @@
 
     python tests/parity/make_golden.py RECORDS [--out tests/parity/golden]
 
-Writes ``golden/runs.json``: for each recorded case the Kohya JSON without paths, buckets, batches,
-learning rates and losses of each micro-step, and the LoRA file's metadata. Values that differ from run to
-run (times, ids, hashes) are null there; their keys still have to be present.
+Writes ``golden/runs.json`` and, of FLUX cases, ``golden/flux_runs.json``: for each recorded case the
+Kohya JSON without paths, buckets, batches, learning rates and losses of each micro-step, and the LoRA
+file's metadata. Values that differ from run to run (times, ids, hashes) are null there; their keys
+still have to be present. A file whose family has no record in the folder stays as it is.
 """
 
 from __future__ import annotations
@@ -34,7 +35,16 @@ VOLATILE = frozenset(
 )
 """Metadata that differs from run to run or from program to program."""
 
-_PATHS = ("pretrained_model_name_or_path", "train_data_dir", "reg_data_dir", "output_dir", "network_weights")
+_PATHS = (
+    "pretrained_model_name_or_path",
+    "train_data_dir",
+    "reg_data_dir",
+    "output_dir",
+    "network_weights",
+    "ae",
+    "clip_l",
+    "t5xxl",
+)
 
 
 def same_value(ours: str, theirs: str) -> bool:
@@ -56,7 +66,8 @@ def golden(folder: Path) -> dict[str, Any]:
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     config = json.loads((folder / "case.json").read_text(encoding="utf-8"))
     for key in _PATHS:
-        config[key] = Path(config[key]).name
+        if key in config:
+            config[key] = Path(config[key]).name
     with safe_open(folder / "parity.safetensors", framework="pt") as file:
         metadata = dict(file.metadata())
         dtypes = sorted({file.get_slice(key).get_dtype() for key in file.keys()})  # noqa: SIM118
@@ -83,7 +94,11 @@ def main() -> None:
     args = parser.parse_args()
     runs = {path.parent.name: golden(path.parent) for path in sorted(args.records.glob("*/record.json"))}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "runs.json").write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+    flux = {name: run for name, run in runs.items() if run["config"].get("flux1_checkbox")}
+    others = {name: run for name, run in runs.items() if name not in flux}
+    for name, found in (("runs.json", others), ("flux_runs.json", flux)):
+        if found:
+            (args.out / name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print({name: len(run["losses"]) for name, run in runs.items()})
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import hollow
 from tests.families import sdxl_full
 from tests.parity.cases import CASES, kohya_json
 from tests.parity.make_golden import VOLATILE, same_value
@@ -22,14 +23,20 @@ from trainer.data import folder
 from trainer.data.types import Dataset
 from trainer.draws import Draws
 from trainer.families._base import Family
+from trainer.families.flux import Flux
 from trainer.families.sd import StableDiffusion
 from trainer.job import Job
 from trainer.metadata import Metadata
-from trainer.networks.lora import LoraNetwork
+from trainer.networks import plugin_for
+from trainer.networks._base import Network
 from trainer.plan import Plan
 
 GOLDEN = Path(__file__).parent / "golden"
-RUNS: dict[str, Any] = json.loads((GOLDEN / "runs.json").read_text(encoding="utf-8"))
+RUNS: dict[str, Any] = {
+    name: run
+    for file in ("runs.json", "flux_runs.json")
+    for name, run in json.loads((GOLDEN / file).read_text(encoding="utf-8")).items()
+}
 KEYS: dict[str, dict[str, list[str]]] = json.loads((GOLDEN / "lora_keys.json").read_text(encoding="utf-8"))
 
 SIZES = {
@@ -63,15 +70,31 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if caption is not None:
                     path = (world / data / subset / name).with_suffix(".txt")
                     path.write_text(caption + "\n", encoding="utf-8")
-    for name in ("sd15", "sdxl"):
+    for name in ("sd15", "sdxl", "flux1-dev"):
         (world / f"{name}.safetensors").write_bytes(bytes(100))
     return world
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> Flux:
+    """FLUX.1 dev on the meta device, both text encoders included."""
+    folder = tmp_path_factory.mktemp("flux")
+    files = {name: str(path) for name, path in hollow.flux(folder).items()}
+    values = {"LoRA_type": "Flux1", "flux1_checkbox": True, "train_t5xxl": True, "text_encoder_lr": 1e-4}
+    folders = {"train_data_dir": str(folder), "output_dir": str(folder / "out")}
+    job = Job.from_config(configuration.loads({**values, **files, **folders}).config, base=folder)
+    return Flux.load(job, torch.device("meta"), torch.float32, lambda _: None)
+
+
+def base_of(case: str) -> str:
+    values = CASES[case].values
+    return "sdxl" if values.get("sdxl") else "flux1-dev" if values.get("flux1_checkbox") else "sd15"
 
 
 def job_of(case: str, world: Path, output: Path) -> Job:
     values = kohya_json(
         case,
-        model=world / ("sdxl.safetensors" if CASES[case].values.get("sdxl") else "sd15.safetensors"),
+        model=world / f"{base_of(case)}.safetensors",
         photos=world / "photos",
         reg_photos=world / "reg_photos",
         output=output,
@@ -118,9 +141,9 @@ def family_of(*, v2: bool = False, v_parameterization: bool = False) -> StableDi
     )
 
 
-def network_of(job: Job, family: Family) -> LoraNetwork:
+def network_of(job: Job, family: Family) -> Network:
     from_nothing = job.with_config(network_weights="")
-    return LoraNetwork.create(family, from_nothing, Draws(1), lambda line: None)
+    return plugin_for(job).create(family, from_nothing, Draws(1), lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -175,11 +198,11 @@ def test_batches_steps_and_captions(case: str, world: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("case", RUNS)
-def test_metadata(case: str, world: Path, tmp_path: Path) -> None:
+def test_metadata(case: str, world: Path, flux: Flux, tmp_path: Path) -> None:
     run, job = RUNS[case], job_of(case, world, tmp_path)
     dataset = folder.scan(job)
     plan = Plan.make(job, dataset)
-    family: Family = sdxl_full.full_size()
+    family: Family = flux if job.family == "flux" else sdxl_full.full_size()
     if job.family == "sd":
         family = family_of(v_parameterization=job.config.v_parameterization)
     metadata = Metadata(
