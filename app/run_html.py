@@ -150,7 +150,7 @@ def _timeline(run: RunFolder, thumbnails: Thumbnails) -> str:
         cells = []
         for step in run.steps:
             picture: Picture | None = each.pictures.get(step)
-            label = f"Step {step}: {each.prompt}"
+            label = f"Step {step}: {each.prompt}" if each.prompt else f"Step {step}"
             cells.append("<td></td>" if picture is None else _cell(picture.path, label, thumbnails))
         prompt = html.escape(each.prompt or "no prompt known")
         rows.append(
@@ -256,7 +256,8 @@ def _form(run: RunFolder, seen: Seen) -> str:
     if seen.may_write:
         parts.append(_keep(run, seen))
     parts += [_draw(run, seen), _go_on(run)]
-    return f'<form id="review-form" onsubmit="return false">{"".join(parts)}</form>'
+    advice = html.escape(advised or "", quote=True)
+    return f'<form id="review-form" data-advised="{advice}" onsubmit="return false">{"".join(parts)}</form>'
 
 
 def _field(label: str, name: str, value: str = "", hint: str = "", more: str = "") -> str:

@@ -2,7 +2,7 @@
 // The server writes all content; here nothing is put together from texts.
 "use strict";
 kiln.review = (() => {
-    const state = {server: null, run: null, signature: "", asked: 0, busy: false, looking: false, side: "left", picks: {}};
+    const state = {server: null, run: null, signature: "", asked: 0, busy: false, looking: false, waits: false, side: "left", picks: {}};
     const root = () => document.getElementById("review-run");
     const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -43,6 +43,7 @@ kiln.review = (() => {
     function draw(answer, keeps) {
         const before = keeps ? typed() : {}, place = root();
         if (!place) return;
+        const form = document.getElementById("review-form"), chosen = form && form.querySelector("[name=file]:checked");
         const sliders = [...place.querySelectorAll("[data-compare]")].map((item) => item.value);
         const opened = new Map([...place.querySelectorAll("details")].map((item) => [item.firstElementChild.textContent, item.open]));
         const scrolled = [...place.querySelectorAll(".kiln-timeline")].map((item) => item.scrollLeft);
@@ -50,6 +51,9 @@ kiln.review = (() => {
         state.run = {path: answer.path, name: answer.name};
         state.signature = answer.signature;
         if (keeps) {
+            // A choice that nobody made follows a new verdict.
+            const now = document.getElementById("review-form");
+            if (chosen && chosen.defaultChecked && now && now.dataset.advised !== form.dataset.advised) delete before.file;
             typeAgain(before);
             for (const item of place.querySelectorAll("details"))
                 if (opened.has(item.firstElementChild.textContent)) item.open = opened.get(item.firstElementChild.textContent);
@@ -85,6 +89,9 @@ kiln.review = (() => {
                 box.scrollIntoView({block: "nearest"});
             }
             if (answer.message || !isLook) say(answer.message);
+            // What was in the queue is there now.
+            else if (state.waits && answer.html && !answer.busy) { say(""); state.waits = false; }
+            if (answer.message) state.waits = Boolean(answer.now);
             if (answer.values) {
                 kiln.fill(answer);
                 const told = document.getElementById("kiln-answer");

@@ -195,7 +195,15 @@ def _shown(session: Session, found: Opened, user: str) -> dict[str, Any]:
         "name": run.name,
         "signature": _signature(session, run.folder),
         "going": found.going,
+        "busy": _is_busy(session, run),
     }
+
+
+def _is_busy(session: Session, run: RunFolder) -> bool:
+    """Whether a grid or a verdict of the run is being made, or waits."""
+    going = session.queue.running()
+    works = [*([going] if going is not None else []), *session.queue.waiting()]
+    return any(each.kind in ("grid", "verdict") and each.name.startswith(f"{run.name}: ") for each in works)
 
 
 def _writable(session: Session, run: RunFolder) -> bool:

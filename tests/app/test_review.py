@@ -171,7 +171,9 @@ def test_a_grid_is_put_into_the_queue_with_its_paths_checked(session: Session, t
     folder = results(tmp_path / "mine" / "out")
     session.runner._thread = type("Going", (), {"is_alive": lambda self: True})()
     run = {"path": str(folder), "name": "run", "file": "run.safetensors"}
+    assert not ask(session, do="open", **run)["busy"]
     ask(session, do="grid", files=["run.safetensors"], strengths="1 0.8", seeds="1 2", prompts="", **run)
+    assert ask(session, do="open", **run)["busy"]
     (waiting,) = session.queue.waiting()
     assert (waiting.kind, waiting.name) == ("grid", "run: grid of 4")
     settings = json.loads(waiting.config)
@@ -227,7 +229,11 @@ def test_a_verdict_is_shown_with_what_it_rests_on(session: Session, tmp_path: Pa
     assert "half as high" in text
     assert ">0.9<" in text
     # It is also the one that is chosen at first, instead of the last.
-    for verdict, name in ((kept, "run-000001.safetensors"), (None, "run.safetensors")):
+    for verdict, name, advised in (
+        (kept, "run-000001.safetensors", "run-000001.safetensors"),
+        (None, "run.safetensors", ""),
+    ):
         seen = Seen(going=False, may_write=True, grids=(), trashed=(), model="", verdict=verdict)
         page = run_html(run, seen, Thumbnails(tmp_path / "thumbnails"))
         assert re.findall(r'name="file" [^>]*value="([^"]+)" checked>', page) == [name]
+        assert f'data-advised="{advised}"' in page

@@ -43,6 +43,7 @@ METADATA = {
     "ss_multires_noise_discount": "0.2",
     "ss_debiased_estimation": "False",
     "ss_sd_model_name": "sd_xl_base_1.0.safetensors",
+    "ss_sd_model_hash": "NOFILE",
     "ss_dataset_dirs": json.dumps({"10_tok cat": {"n_repeats": 10, "img_count": 8}}),
     "ss_tag_frequency": json.dumps({"10_tok cat": {"red": 3, "tok cat": 8}, "5_x": {"red": 2}}),
     "modelspec.title": "my cat",
@@ -67,6 +68,8 @@ def test_a_file_is_described(tmp_path: Path) -> None:
     text = "\n".join(lines(found))
     for part in ("8 pictures x 10", "tok cat (8)", "dim: 8; alpha: 4", "my cat", found.hashes["sha256"]):
         assert part in text
+    # What sd-scripts writes where a model has no hash is not told.
+    assert "model hash" not in text
     # Another tensor under the old metadata is found out.
     metadata = read_lora(path).metadata
     tensors[next(iter(tensors))] += 1

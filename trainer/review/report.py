@@ -37,13 +37,15 @@ body { font: 15px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; margin: 0 auto;
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 1.8rem 0 0.5rem; }
 .quiet { opacity: 0.7; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.9rem 0.25rem 0; overflow-wrap: anywhere; }
+th, td { text-align: left; vertical-align: top; padding: 0.25rem 0.9rem 0.25rem 0; overflow-wrap: break-word; }
 tr + tr { border-top: 1px solid color-mix(in srgb, currentColor 15%, transparent); }
 .samples td, .samples th { padding: 0.25rem; min-width: 7rem; font-weight: normal; }
 .samples th:first-child { min-width: 11rem; max-width: 15rem; }
 .samples img { display: block; width: 100%; max-width: 12rem; border-radius: 6px; }
 .verdict { border-left: 4px solid #c2410c; padding: 0.5rem 0.9rem; margin: 1rem 0;
   background: color-mix(in srgb, #c2410c 8%, transparent); }
+.verdict.good { border-color: #4d7c0f; background: color-mix(in srgb, #4d7c0f 8%, transparent); }
+summary { cursor: pointer; margin-bottom: 0.4rem; }
 """
 FOLDERS = re.compile(
     r"""(?:file:/+|(?<![A-Za-z])[A-Za-z]:[\\/]|\\\\|~[\\/]|(?<![\w/<.:])\.{0,2}/(?=[^\s/"'<>]+/))(?:[^\\/\n"'<>|,;]*[\\/])*"""
@@ -80,7 +82,7 @@ def report(run: RunFolder, verdict: Verdict | None = None) -> str:
     parts = [f"<h1>{_text(run.name)}</h1>", f'<p class="quiet">{_text(_summary(run))}</p>']
     if verdict is not None:
         words = f"<b>{_text(verdict.kind.capitalize())}.</b> {_text(verdict.sentence)}"
-        parts.append(f'<div class="verdict">{words}</div>')
+        parts.append(f'<div class="verdict {_text(verdict.kind)}">{words}</div>')
         parts.append(
             f"<details><summary>What it rests on</summary>{_table(_signals(run, verdict))}</details>"
         )

@@ -327,7 +327,9 @@ def _informing(measures: Measures) -> list[Signal]:
     if base is not None:
         for place, level in enumerate(base.levels):
             learnt = {p.step: 1 - p.own[place] / base.own[place] for p in points if p.own}
-            reason = "high levels decide the layout, low ones the fine structure"
+            reason = (
+                "low levels decide fine structure" if level < 0.5 else "high levels decide shapes and layout"
+            )
             rows.append((f"level {level:g}", f"Learnt at noise level {level:g}", learnt, reason))
         for name, label, number, reason in (
             (

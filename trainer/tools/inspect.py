@@ -175,7 +175,7 @@ def lines(found: Inspection) -> list[str]:
         ("comment", "ss_training_comment"),
         ("merged from", "modelspec.merged_from"),
     ):
-        if meta.get(key) not in (None, "", "None"):
+        if meta.get(key) not in (None, "", "None", "NOFILE", "IsADirectory"):
             text.append(f"{label}: {meta[key]}")
     for name, facts in found.folders.items():
         if isinstance(facts, dict):
