@@ -123,6 +123,12 @@ def test_a_folder_is_shown_and_edited(page: Page, folder: Path) -> None:
     assert page.ask("redo")["words"] == "turn right: 2 pictures"
 
 
+def test_enlarged_pictures_are_marked(page: Page, folder: Path) -> None:
+    picture(folder / "5_cat" / "tiny.png", (40, 40), seed=9)
+    seen = page.work("buckets")["pictures"]
+    assert [name for name, one in seen.items() if one["upscaled"]] == ["5_cat/tiny.png"]
+
+
 def test_checks_say_what_is_wrong_and_mend_it(page: Page, folder: Path) -> None:
     (folder / "5_cat" / "copy.png").write_bytes((folder / "5_cat" / "3.png").read_bytes())
     found = page.work("check", person=False)
