@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests import runs
+from trainer.cli import main
 from trainer.errors import ConfigError, StopTraining
 from trainer.events import Event, LogLine
-from trainer.review.measure import Measures, measure_run
+from trainer.review.measure import Measures, measure_run, measures_file, read_measures
 from trainer.review.run_folder import RunFolder, open_run
 from trainer.review.verdict import judge
 
@@ -93,3 +94,27 @@ def test_a_file_of_another_program_is_measured_too(trained: Trained, tmp_path: P
     found = measure_run(other, other.config, folder, emit=lambda event: None, pictures=1, draw=False)
     assert [point.step for point in found.points] == [2, 4, 4]
     assert found.base is not None
+
+
+def test_a_folder_without_a_json_is_judged_in_the_shell(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Model and pictures are named, since a LoRA's metadata holds no paths."""
+    folder, run = trained
+    last = run.checkpoints[-1].path
+    (tmp_path / last.name).write_bytes(last.read_bytes())
+    assert open_run(tmp_path).config is None
+    named = ["--model", str(folder / "model.safetensors"), "--pictures", str(folder / "img")]
+    assert main(["verdict", str(tmp_path), *named]) == 0
+    said = capsys.readouterr().out
+    assert "toy.safetensors" in said
+    for told in (
+        "Learnt from the training pictures",
+        "Contrast against the training pictures",
+        "Weights, block by block",
+    ):
+        assert told in said
+    measures = read_measures(measures_file(open_run(tmp_path)))
+    assert measures is not None
+    assert measures.base is not None
+    assert measures.base.pictures["contrast"] > 0
