@@ -72,7 +72,7 @@ BAR_TOGGLE = (
 """On a phone the configuration bar unfolds from it."""
 STORED = "() => new Promise((done) => setTimeout(done, 20))"
 CONNECT = """kiln.connect(server, trigger);
-for (const name of ['apply', 'check', 'now', 'parts', 'collect']) void name;"""
+for (const name of ['apply', 'check', 'now', 'parts', 'collect', 'typed']) void name;"""
 """gradio finds the names of a component's own events in its script."""
 
 
@@ -318,10 +318,11 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         page.load(on_open, draft, [*outputs, recent, tabs], js="() => kiln.opening()", **QUIET).then(
             None, everything, draft, **OPENED
         )
-        # gradio tells of an input before it has stored it.
-        gr.on(
-            [item.input for item in fields], None, None, None, js=STORED, trigger_mode="multiple", **QUIET
-        ).then(None, everything, draft, **EDITED)
+        # What is typed or ticked the page's script hears of itself. gradio tells of a choice before it has stored it.
+        lists = [item.input for item in fields if isinstance(item, gr.Dropdown)]
+        gr.on(lists, None, None, None, js=STORED, trigger_mode="multiple", **QUIET).then(
+            None, everything, draft, **EDITED
+        )
         switches = [form.widgets[item] for item in form.facts()["switches"]]
         gr.on([item.input for item in switches], None, switches, switches, js="kiln.family", **QUIET).then(
             None, everything, draft, **COLLECT
@@ -333,6 +334,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             guarded(on_check), draft, panel.checks, trigger_mode="always_last", concurrency_limit=2, **QUIET
         ).then(None, None, None, js="() => kiln.checked()", **QUIET)
         bridge.collect(None, everything, draft, **EDITED)
+        bridge.typed(None, None, draft, js="() => kiln.typed()", **QUIET)
         bridge.parts(None, None, parts, js="() => kiln.parts()", **QUIET)
         bridge.now(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **QUIET)
         preset.input(None, everything, draft, **COLLECT).then(

@@ -6,7 +6,7 @@ window.kiln = (() => {
     const SKIP = {__type__: "update"};
     const store = `kiln-draft-${facts.user || ""}`;
     const state = {part: "Model", values: {}, rest: {}, base: "", origin: "", baseline: null, before: [], server: null, trigger: null,
-        pending: {}, props: null, all: localStorage.getItem("kiln-all") === "1", drawn: 0, timer: 0};
+        pending: {}, props: null, built: new Set(), all: localStorage.getItem("kiln-all") === "1", drawn: 0, timer: 0};
 
     const OVERRULES_EPOCH = ["max_train_steps", "max_train_epochs"];  // the first that is set counts
     const text = (value) => document.createTextNode(String(value));
@@ -90,6 +90,11 @@ window.kiln = (() => {
         return draft();
     }
 
+    function typed() {
+        check();
+        return draft();
+    }
+
     function apply(values) {
         state.pending = values;
         if (state.trigger) state.trigger("apply");
@@ -157,9 +162,7 @@ window.kiln = (() => {
             if (!names.some((name) => visible[name])) rules.push(`#${id}{display:none!important}`);
         const others = changed();
         for (const name of others) rules.push(`#field-${name}{box-shadow:inset 3px 0 var(--primary-500)}#field-${name} .kiln-reset{display:inline-flex}`);
-        let sheet = document.getElementById("kiln-rules");
-        if (!sheet) document.head.append(sheet = element("style", {id: "kiln-rules"}));
-        sheet.textContent = rules.join("\n");
+        rule("kiln-rules", rules);
         document.body.classList.toggle("kiln-simple", simple);
         document.body.classList.toggle("kiln-fresh", !state.values.train_data_dir && !state.values.dataset_config);
         listChanges(others);
@@ -274,18 +277,28 @@ window.kiln = (() => {
     }
 
     // Parts of Parameters: one at a time, or together in the beginner's view.
+    function rule(id, rules) {
+        let sheet = document.getElementById(id);
+        if (!sheet) document.head.append(sheet = element("style", {id}));
+        sheet.textContent = rules.join("\n");
+    }
+
+    // gradio builds what becomes visible anew each time, so a part that has been built is hidden by a style alone.
     function turn(part) {
         state.part = part;
         for (const button of document.querySelectorAll("#parts [role=tab]")) {
             button.setAttribute("aria-selected", String(button.dataset.part === part));
             button.tabIndex = button.dataset.part === part ? 0 : -1;
         }
-        if (state.trigger) state.trigger("parts");
+        const wanted = state.all ? [part] : facts.simple;
+        rule("kiln-parts", facts.parts.filter((other) => !wanted.includes(other)).map((other) => `#panel-${other}{display:none!important}`));
+        if (!state.trigger || wanted.every((one) => state.built.has(one))) return;
+        for (const one of wanted) state.built.add(one);
+        state.trigger("parts");
     }
 
     function parts() {
-        return facts.parts.map((part) => ({__type__: "update",
-            visible: state.all ? part === state.part : facts.simple.includes(part)}));
+        return facts.parts.map((part) => ({__type__: "update", visible: state.built.has(part)}));
     }
 
     function search(query) {
@@ -515,19 +528,24 @@ window.kiln = (() => {
             navigator.clipboard && navigator.clipboard.writeText(words.textContent);
         }
     });
-    // gradio speaks of what is typed, and not of what is pasted or filled in.
-    let collecting = 0;
+    // gradio goes through the whole page for each field that it is asked for, so what is typed is taken from
+    // here. Of a choice in a list it tells itself.
+    let collecting = 0, typing = 0;
     document.addEventListener("input", (event) => {
         const field = event.target.closest("[id^=field-]");
         if (field) {
             // A reload right after the key must bring it back, so the draft does not wait for gradio.
             const isTyped = event.target.matches("textarea, input[type=number], input[type=text]:not([role])");
             if (isTyped && facts.order.includes(field.id.slice(6))) {
-                state.values[field.id.slice(6)] = event.target.value;
+                const value = event.target.value;
+                state.values[field.id.slice(6)] = event.target.type === "number" && value !== "" ? Number(value) : value;
                 keep();
+                clearTimeout(typing);
+                typing = setTimeout(() => { refresh(); if (state.trigger) state.trigger("typed"); }, 40);
+            } else {
+                clearTimeout(collecting);
+                collecting = setTimeout(() => state.trigger && state.trigger("collect"), 40);
             }
-            clearTimeout(collecting);
-            collecting = setTimeout(() => state.trigger && state.trigger("collect"), 40);
         }
         if (event.target.id === "kiln-search") search(event.target.value);
         if (event.target.id === "kiln-log-search") searchLog(event.target.value);
@@ -590,5 +608,5 @@ window.kiln = (() => {
         }
     }
 
-    return {all, apply, browse, check, checked, connect, draft, edited, family, fill, go, loaded, opening, parts, pending, state};
+    return {all, apply, browse, check, checked, connect, draft, edited, family, fill, go, loaded, opening, parts, pending, state, typed};
 })();

@@ -91,14 +91,15 @@ class Ours:
         page.wait_for_function("document.body && document.body.dataset.kiln === 'ready'")
         _takes(page.locator("#field-pretrained_model_name_or_path input").first, "model.safetensors")
 
-    def tabs(self, page: Page) -> list[float]:
+    def tabs(self, page: Page, name: str = "pretrained_model_name_or_path") -> list[float]:
+        """To Train and back to Parameters, whose part with the field ``name`` is open."""
         train, parameters = (
             page.get_by_role("tab", name=name, exact=True) for name in ("Train", "Parameters")
         )
-        model = page.locator("#field-pretrained_model_name_or_path")
+        field = page.locator(f"#field-{name}")
         return [
             _timed(train.click, lambda: page.locator("#start").wait_for()),
-            _timed(parameters.click, lambda: model.wait_for()),
+            _timed(parameters.click, lambda: field.wait_for()),
         ]
 
     def preset(self, page: Page, name: str, rank: str) -> float:
@@ -221,12 +222,13 @@ def _while_training(browser: Browser, url: str) -> tuple[list[float], int]:
     turn = 0
     while len(times) < INTERACTIONS:
         turn += 1
-        times += gui.tabs(page)
+        times += gui.tabs(page, "epoch")
         for part, name in (("Advanced", "prior_loss_weight"), ("Basic", "epoch")):
             tab = page.get_by_role("tab", name=part, exact=True)
             times.append(_timed(tab.click, page.locator(f"#field-{name}").wait_for))
-        marked = page.locator("#kiln-changes", has_text=f"→ {turn + 1}")
-        times.append(_timed(partial(epoch.fill, str(turn + 1)), partial(marked.wait_for, state="attached")))
+        epochs = str(turn + 10)  # never the demo's own, which would be no change
+        marked = page.locator("#kiln-changes", has_text=f"→ {epochs}")
+        times.append(_timed(partial(epoch.fill, epochs), partial(marked.wait_for, state="attached")))
         word = ("seed", "bucket", "noise", "snr")[turn % 4]
         hit = found.locator("button", has_text=word).first
         times.append(_timed(partial(search.fill, word), hit.wait_for))
