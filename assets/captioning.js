@@ -4,7 +4,7 @@
 kiln.captions = (() => {
     const state = {server: null, facts: null, set: null, entries: [], shown: [], selected: new Set(), current: null, tag: "",
         counts: {}, limit: 0, of: "", plan: null, going: false, seen: 0, asked: 0, opened: null, mask: null, serial: 0,
-        listed: 0, options: {}, thumbs: {}, wanted: [], watcher: null, saving: null};
+        listed: 0, options: {}, thumbs: {}, wanted: [], watcher: null, saving: null, stopping: false};
     const get = (id) => document.getElementById(id);
     const key = (entry) => `${entry.folder}\n${entry.name}`;
     const pair = (entry) => [entry.folder, entry.name];
@@ -545,6 +545,7 @@ kiln.captions = (() => {
         get("cap-stop").hidden = !found.going;
         get("cap-start").disabled = found.going;
         if (found.going && get("cap-writer") && !was) get("cap-writer").open = true;
+        if (state.stopping && !found.going) { state.stopping = false; say(""); }
         // While it goes on a new list every few seconds will do; at its end there is the last one.
         const mark = `${found.run} ${found.ended} ${found.done}`, isLast = was && !found.going;
         if (!(found.going || was) || mark === state.seen || state.dirty || (!isLast && Date.now() - state.listed < 4000)) return;
@@ -736,7 +737,7 @@ kiln.captions = (() => {
     // ---- listeners ------------------------------------------------------------------------------------------
     const clicks = {
         "look-captions": () => look(), "cap-undo": () => step("undo"), "cap-redo": () => step("redo"),
-        "cap-start": () => start(), "cap-stop": () => ask({do: "stop"}).then(() => tick(true)),
+        "cap-start": () => start(), "cap-stop": () => ask({do: "stop"}).then(() => { state.stopping = true; return tick(true); }),
         "cap-previous": () => move(-1), "cap-next": () => move(1), "cap-paint": paint, "cap-unmask": unmask,
         "cap-replace": () => plan({do: "replace", find: get("cap-replace-find").value, to: get("cap-replace-to").value,
             is_pattern: get("cap-replace-pattern").checked, match_case: get("cap-replace-case").checked}),
