@@ -55,6 +55,7 @@ def _report(options: argparse.Namespace) -> int:
 def _verdict(options: argparse.Namespace) -> int:
     from trainer.events import Event, LogLine
     from trainer.files import REPOSITORY
+    from trainer.quiet import hush
     from trainer.review.judging import STRENGTHS
     from trainer.review.keep import settings_of
     from trainer.review.measure import measure_run, measures_file, read_measures, write_measures
@@ -65,6 +66,7 @@ def _verdict(options: argparse.Namespace) -> int:
         if isinstance(event, LogLine) and event.level != "info":
             sys.stderr.write(f"{event.message}\n")
 
+    hush()
     run = open_run(options.folder, options.name)
     named = {"pretrained_model_name_or_path": options.model, "train_data_dir": options.pictures}
     config = settings_of(run).model_copy(
