@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import gradio as gr
-import pandas as pd
 from gradio.components import Component
 
 from app.session import Session
 from app.tabs.review import past_html
 from app.view import Part, Point, State, act_button, alert, row
+from trainer.review.charts import chart as line_chart
 
 __all__ = ["PARTS", "Panel", "buttons", "cursor", "refused", "render", "tick"]
 
@@ -30,10 +30,6 @@ PARTS: tuple[Part, ...] = (
 )
 OF_THE_LIST: frozenset[Part] = frozenset({"queue", "past"})
 """Parts that change with the list of runs and not with the run that is shown."""
-RAW, AVERAGE = "#e2ad85", "#c2410c"
-"""Colours of the two lines; assets/page.css knows them by these, to draw one thin and one bold."""
-RATE_COLOURS = ("#c2410c", "#0f766e", "#6d28d9", "#a16207", "#be185d", "#1d4ed8")
-
 FIND = """<div class="kiln-find"><input type="search" id="kiln-log-search" aria-label="Search the log"
  placeholder="Search the log, Enter for the next"><span id="kiln-log-count" role="status"></span></div>"""
 
@@ -50,8 +46,8 @@ class Panel:
     notices: gr.HTML
     checks: gr.HTML
     memory: gr.HTML
-    chart: gr.LinePlot
-    rates: gr.LinePlot
+    chart: gr.HTML
+    rates: gr.HTML
     samples: gr.HTML
     log: gr.Textbox
     command: gr.HTML
@@ -81,28 +77,11 @@ def render() -> Panel:
     checks = gr.HTML(CHECKING, elem_id="checks", padding=False)
     queue = gr.HTML(elem_id="queue", padding=False)
     memory = gr.HTML(elem_id="memory", padding=False)
-    plot: dict[str, Any] = {
-        "x": "step",
-        "color": "series",
-        "x_title": "Step",
-        "colors_in_legend": [],
-        "buttons": [],
-    }
     with gr.Row(elem_id="run-view"):
         with gr.Column(scale=3, min_width=320):
-            chart = gr.LinePlot(
-                y="loss",
-                color_map={"each step": RAW, "average": AVERAGE},
-                y_title="Loss",
-                label="Loss: each step (thin) and average (bold)",  # gradio cuts the legend off
-                height=280,
-                elem_id="loss",
-                **plot,
-            )
+            chart = gr.HTML(elem_id="loss", padding=False)
             with gr.Accordion("Learning rates", open=False):
-                rates = gr.LinePlot(
-                    y="lr", y_title="Learning rate", label="By part", height=220, elem_id="rates", **plot
-                )
+                rates = gr.HTML(elem_id="rates", padding=False)
             gr.HTML(FIND, padding=False)
             log = gr.Textbox(
                 label="Log",
@@ -138,21 +117,19 @@ def render() -> Panel:
 CHECKING = '<div class="kiln-alert kiln-ready"><p>Checking the settings …</p></div>'
 
 
-def _frame(points: list[Point]) -> pd.DataFrame | None:
-    """Both lines in the long form that the chart takes; None, which it shows as empty, without points."""
-    if not points:
-        return None
-    steps = [float(point.step) for point in points]
-    losses = [point.loss for point in points] + [point.avr_loss for point in points]
-    series = ["each step"] * len(points) + ["average"] * len(points)
-    return pd.DataFrame({"step": steps * 2, "loss": losses, "series": series})
+def _losses(points: list[Point]) -> str:
+    each = [(point.step, point.loss) for point in points]
+    average = [(point.step, point.avr_loss) for point in points]
+    drawn = line_chart({"each step": each, "average": average}, raw="each step")
+    return drawn and f"<h4>Loss</h4>{drawn}"
 
 
-def _rates(points: list[Point]) -> pd.DataFrame | None:
-    rows = [(float(point.step), rate, name) for point in points for name, rate in point.lr.items()]
-    if not rows:
-        return None
-    return pd.DataFrame(rows, columns=["step", "lr", "series"])
+def _rates(points: list[Point]) -> str:
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for point in points:
+        for name, rate in point.lr.items():
+            lines.setdefault(name, []).append((point.step, rate))
+    return line_chart(lines)
 
 
 def buttons(state: State) -> list[gr.Button]:
@@ -219,7 +196,7 @@ def _drawn(session: Session, part: Part, state: State) -> Any:
         case "memory":
             return view.memory_html()
         case "chart":
-            return _frame(view.chart())
+            return _losses(view.chart())
         case "rates":
             return _rates(view.chart())
         case "samples":

@@ -205,7 +205,7 @@ def test_a_run_from_start_to_stop(served: Served, context: BrowserContext) -> No
     expect(page.locator("#progress")).to_contain_text("s a step")
     expect(page.locator("#log textarea")).to_have_value(re.compile(r"bucket 64x64: 15 with repeats"))
     expect(page.locator("#memory")).to_contain_text("GiB")
-    expect(page.locator('#loss svg path[stroke="#c2410c"]').first).to_be_attached()
+    expect(page.locator("#loss .kiln-wide path.s0").first).to_be_attached()
     expect(page.locator(".kiln-alert.warned:not(.kiln-ready)")).to_contain_text("1 warning")
     picture = page.locator(".kiln-samples img").first
     expect(picture).to_be_visible()

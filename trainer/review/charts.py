@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from trainer.review.measure import measures_file, read_measures
 from trainer.review.run_folder import Point, RunFolder
 
-__all__ = ["STYLE", "charts", "smoothed", "spark"]
+__all__ = ["STYLE", "chart", "charts", "smoothed", "spark"]
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 190, 56, 10, 10, 24
+LIVE_HEIGHT = 260
+"""Of a chart beside a run that goes on, which stands alone."""
 MOST_POINTS = 600
 SERIES = 6
 
@@ -105,6 +107,22 @@ def charts(run: RunFolder) -> list[tuple[str, str]]:
     return found
 
 
+def chart(lines: Mapping[str, Sequence[tuple[int, float]]], raw: str = "") -> str:
+    """A chart of lines by name, each of steps and values; "" where none has a point.
+
+    Args:
+        lines: In the order of their legend.
+        raw: Name of a line that is drawn thin, behind the others.
+    """
+    known = {name: points for name, points in lines.items() if points}
+    if not known:
+        return ""
+    kinds = iter(f"s{index % SERIES}" for index in range(len(known)))
+    drawn = [_Series(name, "raw" if name == raw else next(kinds), points) for name, points in known.items()]
+    steps = [step for points in known.values() for step, _ in points]
+    return _chart(drawn, (min(steps), max(steps)), (), height=LIVE_HEIGHT)
+
+
 def _held_out(run: RunFolder) -> dict[str, list[tuple[int, float]]]:
     """Losses on pictures that were held out of the training, with those on trained ones: mean of the noise levels."""
     measures = read_measures(measures_file(run))
@@ -151,7 +169,9 @@ def _by_name(
     return found
 
 
-def _chart(lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[_Mark]) -> str:
+def _chart(
+    lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[_Mark], height: int = HEIGHT
+) -> str:
     """Legend and SVG."""
     first, last = span[0], max(span[1], span[0] + 1)
     thinned = [_Series(line.name, line.kind, _thin(line.points)) for line in lines]
@@ -166,7 +186,7 @@ def _chart(lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[_Mar
 
     def y(value: float) -> float:
         share = (min(value, high) - low) / (high - low)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+        return height - BOTTOM - share * (height - TOP - BOTTOM)
 
     parts = []
     for value in _ticks(low, high, 4):
@@ -177,13 +197,13 @@ def _chart(lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[_Mar
     for value in _ticks(first, last, 8):
         place = x(value)
         anchor = "end" if place > WIDTH - 40 else "middle"
-        parts.append(f'<text x="{place:.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{value:g}</text>')
+        parts.append(f'<text x="{place:.1f}" y="{height - 6}" text-anchor="{anchor}">{value:g}</text>')
     for mark in marks:
         place = x(mark.step)
         if not first <= mark.step <= last:
             continue
         parts.append(
-            f'<line class="{mark.kind}" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
+            f'<line class="{mark.kind}" x1="{place:.1f}" x2="{place:.1f}" y1="{TOP}" y2="{height - BOTTOM}">'
             f"<title>{html.escape(mark.name)}</title></line>"
         )
         if mark.kind == "origin":
@@ -204,7 +224,7 @@ def _chart(lines: Sequence[_Series], span: tuple[int, int], marks: Iterable[_Mar
     name = html.escape(", ".join(line.name for line in thinned), quote=True)
     return (
         f'<p class="kiln-legend">{keys}</p><div class="kiln-wide">'
-        f'<svg class="kiln-chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg class="kiln-chart" viewBox="0 0 {WIDTH} {height}" role="img" '
         f'aria-label="{name}" data-first="{first}" data-last="{last}">{"".join(parts)}</svg></div>'
     )
 
