@@ -62,7 +62,7 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     for image in page.locator(".kiln-timeline img").all():
         expect(image).to_have_js_property("complete", True)
         assert image.evaluate("image => image.naturalWidth") == 64
-    expect(page.locator(".kiln-chart[role=img]")).to_have_count(2)
+    expect(page.locator("#review-run .kiln-chart[role=img]")).to_have_count(2)
 
     # Two pictures are compared: by mouse, by keyboard, by the sliders.
     left, right = page.locator("[data-label=left]"), page.locator("[data-label=right]")
@@ -134,7 +134,7 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     expect(page.locator(".kiln-review h3")).to_have_text("tiny-2")
     expect(page.locator("#review-samples thead th b").first).to_have_text("Step 4")
     # Its charts show what was trained before, too.
-    loss = page.locator(".kiln-chart[role=img]").first
+    loss = page.locator("#review-run .kiln-chart[role=img]").first
     expect(loss).to_have_attribute("data-first", "1")
     expect(loss).to_contain_text("goes on from step 4")
 
