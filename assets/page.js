@@ -308,7 +308,7 @@ window.kiln = (() => {
         const scored = [];
         for (const name of Object.keys(facts.fields)) {
             const {label, info} = props(name);
-            const near = `${name} ${label}`.toLowerCase(), far = `${near} ${info}`.toLowerCase();
+            const near = `${name} ${label} ${say(label)}`.toLowerCase(), far = `${near} ${info} ${say(info)}`.toLowerCase();
             if (words.every((word) => far.includes(word)))
                 scored.push([words.every((word) => near.includes(word)) ? 0 : 1, name, label, info]);
         }

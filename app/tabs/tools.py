@@ -1,4 +1,7 @@
-"""File tools, a part of Review: look into a LoRA, merge, resize, extract, convert."""
+"""File tools, a part of Review: look into a LoRA, merge, resize, extract, convert.
+
+Choices are radio buttons, whose words a language file can replace; those of a gradio list stand in an input.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ SHOWN_FOR: dict[str, tuple[str, ...]] = {
 class Panel:
     """The components."""
 
-    tool: gr.Dropdown
+    tool: gr.Radio
     fields: dict[str, Component]
     go: gr.Button
     answer: gr.HTML
@@ -45,7 +48,7 @@ class Panel:
 def render() -> Panel:
     """Lay the tools out, closed until they are asked for."""
     with gr.Accordion("File tools", open=False, elem_id="file-tools"):
-        tool = gr.Dropdown(CHOICES, value=INSPECT, label="Tool", elem_id="tool")
+        tool = gr.Radio(CHOICES, value=INSPECT, label="Tool", elem_id="tool")
         fields: dict[str, Component] = {
             "model": gr.Textbox(
                 label="Model file", placeholder="SD, SDXL or FLUX.1, one .safetensors", visible=False
@@ -55,7 +58,7 @@ def render() -> Panel:
             "file": gr.Textbox(label="LoRA file", max_lines=1),
             "files": gr.Textbox(label="LoRA files, one in each line", lines=2, visible=False),
             "ratios": gr.Textbox(label="Ratios, in their order", placeholder="1 0.5", visible=False),
-            "merge_method": gr.Dropdown(
+            "merge_method": gr.Radio(
                 [
                     ("What each LoRA does, added", "exact"),
                     ("The same, brought to a rank", "svd"),
@@ -70,14 +73,14 @@ def render() -> Panel:
             "conv_rank": gr.Number(
                 label="Rank of convolutions", precision=0, minimum=0, value=None, visible=False
             ),
-            "dynamic": gr.Dropdown(
+            "dynamic": gr.Radio(
                 [("The same for all layers", ""), "sv_ratio", "sv_fro", "sv_cumulative"],
                 value="",
                 label="Rank of each layer",
                 visible=False,
             ),
             "parameter": gr.Number(label="Parameter of the method", value=None, visible=False),
-            "to": gr.Dropdown(
+            "to": gr.Radio(
                 [
                     ("Kohya (A1111, Forge, ComfyUI)", "kohya"),
                     ("diffusers and PEFT", "diffusers"),
@@ -90,7 +93,7 @@ def render() -> Panel:
             "output": gr.Textbox(
                 label="Save as", placeholder="result.safetensors", max_lines=1, visible=False
             ),
-            "precision": gr.Dropdown(PRECISIONS, value="", label="Precision", visible=False),
+            "precision": gr.Radio(PRECISIONS, value="", label="Precision", visible=False),
         }
         with gr.Row():
             go = gr.Button("Do it", variant="primary", size="md", elem_id="tool-go")
