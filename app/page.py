@@ -72,7 +72,7 @@ BAR_TOGGLE = (
 """On a phone the configuration bar unfolds from it."""
 STORED = "() => new Promise((done) => setTimeout(done, 20))"
 CONNECT = """kiln.connect(server, trigger);
-for (const name of ['apply', 'check', 'now', 'parts', 'collect', 'typed']) void name;"""
+for (const name of ['apply', 'check', 'now', 'parts', 'collect', 'typed', 'preset', 'recent']) void name;"""
 """gradio finds the names of a component's own events in its script."""
 
 
@@ -208,8 +208,6 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
             return [*values, "", recents, place]
 
         def on_preset(chosen: Any, sent: Any) -> list[Any]:
-            if not chosen:
-                return [gr.skip()] * len(outputs)
             typed, where = page_of(sent)
             loaded, where = presets.lay(str(chosen), typed, where)
             title = presets.title(str(chosen))
@@ -337,10 +335,11 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         bridge.typed(None, None, draft, js="() => kiln.typed()", **QUIET)
         bridge.parts(None, None, parts, js="() => kiln.parts()", **QUIET)
         bridge.now(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **QUIET)
-        preset.input(None, everything, draft, **COLLECT).then(
+        # gradio tells that its lists were left, not whether something was chosen; the page's script knows.
+        bridge.preset(None, everything, draft, **COLLECT).then(
             guarded(on_preset), [preset, draft], outputs, **QUIET
         ).success(None, everything, draft, **LOADED)
-        for event, source in ((load.click, path), (path.submit, path), (recent.input, recent)):
+        for event, source in ((load.click, path), (path.submit, path), (bridge.recent, recent)):
             event(guarded(on_load), source, [*outputs, path, recent], **QUIET).success(
                 None, everything, draft, **LOADED
             )

@@ -553,6 +553,16 @@ window.kiln = (() => {
     document.addEventListener("change", (event) => { if (event.target.id === "kiln-all") all(event.target.checked);
         if (event.target.id === "kiln-language") language(event.target.value);
     });
+    // A list of presets or files acts when something was chosen, and not when somebody passes it with the Tab key.
+    const LISTS = "#preset, #recent";
+    let listed = "", isPicked = false;
+    const listOf = (target) => target && target.closest && target.closest(LISTS);
+    document.addEventListener("focusin", (event) => { if (listOf(event.target)) { listed = event.target.value; isPicked = false; } });
+    document.addEventListener("mousedown", (event) => { if (event.target.closest("[role=option]")) isPicked = true; }, true);
+    document.addEventListener("focusout", (event) => {
+        const list = listOf(event.target), input = event.target, before = listed;
+        if (list) setTimeout(() => { if (input.value && (isPicked || input.value !== before)) state.trigger(list.id); }, 60);
+    });
     document.addEventListener("keydown", (event) => {
         if (event.target.dataset.part && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
             const count = facts.parts.length, by = event.key === "ArrowRight" ? 1 : count - 1;

@@ -502,7 +502,7 @@ def test_paths_lead_nowhere_but_into_the_roots(world: World, question: Question)
 
 
 def test_what_a_list_does_not_offer_is_refused(world: World) -> None:
-    """A browser may send anything: gradio's dropdowns are asked as well as our own lists."""
+    """A browser may send anything: gradio's lists and radio buttons are asked as well as our own lists."""
     world.renew()
     asked = 0
     for question in {each.endpoint: each for each in QUESTIONS if not each.fails}.values():
@@ -510,7 +510,9 @@ def test_what_a_list_does_not_offer_is_refused(world: World) -> None:
             continue
         function = world.server.blocks.fns[world.server.handlers(question.endpoint)[0]]
         for place, part in enumerate(function.inputs):
-            if not isinstance(part, gr.Dropdown) or part.allow_custom_value or question.endpoint == "on_load":
+            if not isinstance(part, gr.Dropdown | gr.Radio) or question.endpoint == "on_load":
+                continue
+            if isinstance(part, gr.Dropdown) and part.allow_custom_value:
                 continue
             for value in ("not offered", "../pyproject", 7, ["merge"], {"a": "b"}):
                 was_done, answer = world.ask(question, replaced(question.data, (place,), given(value)))

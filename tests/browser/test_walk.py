@@ -150,6 +150,38 @@ def test_a_preset_of_each_family_keeps_what_was_typed(served: Served, context: B
     assert tab.errors == []
 
 
+def test_a_list_that_is_only_passed_changes_nothing(served: Served, context: BrowserContext) -> None:
+    """gradio calls leaving a list its input; laid again, the preset would take back what was typed since."""
+    tab = open_page(context, served)
+    page = tab.page
+    tab.load(served.folder / "tiny.json")
+    preset, recent = page.locator("#preset input"), page.locator("#recent input")
+    preset.click()
+    page.get_by_role("option", name="FLUX 8gb").click()
+    page.locator("#report", has_text="preset FLUX 8gb").wait_for()
+    tab.fill("sample_prompts", "abc")
+    expect(page.locator("#kiln-changes")).to_contain_text("1 change since preset FLUX 8gb")
+    preset.focus()
+    page.keyboard.press("Tab")
+    expect(recent).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.locator("#config-path input, #config-path textarea")).to_be_focused()
+    page.wait_for_timeout(1500)
+    assert tab.value("sample_prompts") == "abc"
+    # Chosen by the keys alone.
+    recent.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.locator("#report", has_text="tiny.json").wait_for()
+    expect(page.locator(".toast-body")).to_have_count(0)
+    assert tab.value("sample_prompts") != "abc"
+    preset.fill("SD 1.5 photo")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.locator("#report", has_text="preset SD 1.5 photo").wait_for()
+    assert tab.errors == []
+
+
 def test_checks_lead_to_the_field_and_repair_it(served: Served, context: BrowserContext) -> None:
     tab = open_page(context, served)
     page = tab.page
