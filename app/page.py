@@ -33,7 +33,7 @@ from app.shell import (
 )
 from app.tabs import captioning, dataset, parameters, review, tools, train
 from trainer import config as configuration
-from trainer.config import KohyaConfig, Loaded
+from trainer.config import Loaded
 from trainer.errors import ConfigError, TrainerError
 
 __all__ = ["build", "head"]
@@ -247,7 +247,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
 
         def on_new() -> list[Any]:
             return shown(
-                Loaded(KohyaConfig()), Path.cwd(), "new: every setting has its default", "the defaults"
+                Loaded(presets.NEW), Path.cwd(), "new: every setting has its default", "the defaults"
             )
 
         def on_save(sent: Any, typed: Any) -> list[Any]:

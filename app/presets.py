@@ -9,10 +9,12 @@ from trainer.config import KohyaConfig, Loaded
 from trainer.errors import ConfigError
 from trainer.files import REPOSITORY
 
-__all__ = ["DEMO", "base_of", "choices", "lay", "names", "path_of"]
+__all__ = ["DEMO", "NEW", "base_of", "choices", "lay", "names", "path_of"]
 
 FOLDER = REPOSITORY / "presets"
 DEMO = "demo"
+NEW = KohyaConfig(hold_out=True)
+"""Where a person begins. A file that has no such key, as Kohya's have not, trains all pictures, as there."""
 
 WORDS = {"sd15": "SD 1.5", "sd2": "SD 2", "sdxl": "SDXL", "flux": "FLUX", "lora": "LoRA", "locon": "LoCon"}
 """Parts of file names that are not spelled as they are read."""

@@ -126,5 +126,5 @@ def _wait_for_end(session: Session) -> None:
 
 def _first(options: Options) -> tuple[KohyaConfig, Path]:
     if options.config is None:
-        return KohyaConfig(), Path.cwd()
+        return presets.NEW, Path.cwd()
     return configuration.load(options.config).config, presets.base_of(options.config)

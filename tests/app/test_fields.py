@@ -138,6 +138,16 @@ def test_what_is_no_configuration_is_refused(text: Any) -> None:
         read(text)
 
 
+def test_pictures_are_held_out_where_a_person_begins_and_never_from_a_file_of_kohyas() -> None:
+    assert presets.NEW.hold_out
+    for name in presets.names():
+        assert configuration.load(presets.path_of(name)).config.hold_out == (name != presets.DEMO)
+    assert presets.NEW.model_copy(update={"hold_out": False}) == KohyaConfig()
+    kohyas = json.loads(configuration.dumps(KohyaConfig()))
+    assert not configuration.loads(kohyas).config.hold_out
+    assert configuration.loads(json.loads(configuration.dumps(presets.NEW))).config == presets.NEW
+
+
 def test_presets_have_titles(tmp_path: Path) -> None:
     assert presets.title("sd15_photo") == "SD 1.5 photo"
     assert presets.title("sdxl-anime_lora") == "SDXL anime LoRA"

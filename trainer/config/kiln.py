@@ -99,5 +99,6 @@ class KilnFields(Section):
             since="2026-11-22",
         ),
     ] = False
-    """Do not train one picture of eight (8 at most, none of fewer than 12): Review then shows whether the LoRA also
-    learnt pictures that it has not seen. Off, all pictures are trained, as in Kohya."""
+    """Do not train one picture of eight (8 at most, none of fewer than 16): Review then shows whether the LoRA also
+    learnt pictures that it has not seen. On in new settings and in presets; off in Kohya's files, which train all
+    pictures."""

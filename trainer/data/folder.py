@@ -39,7 +39,7 @@ MASKS = "masks"
 SHOWN = 5
 """How many files a message names before it only counts (as sd-scripts)."""
 
-HELD_FROM, HELD_SHARE, HELD_MOST = 12, 8, 8
+HELD_FROM, HELD_SHARE, HELD_MOST = 16, 8, 8
 """hold_out takes one training picture of so many (`HELD_SHARE`), at most `HELD_MOST`, from data sets of so many on."""
 
 Advance = Callable[[int, int], None]
