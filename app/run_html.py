@@ -195,7 +195,8 @@ def _grid(grid: GridList, thumbnails: Thumbnails, is_open: bool) -> str:
     link = f'<a href="{served(grid.sheet)}" target="_blank" rel="noopener">One picture of all</a>'
     return (
         f'<details class="kiln-grid"{" open" if is_open else ""}>'
-        f"<summary>Grid of {len(grid.cells)} pictures</summary>{link} "
+        f"<summary>{'Grid of 1 picture' if len(grid.cells) == 1 else f'Grid of {len(grid.cells)} pictures'}</summary>"
+        f"{link} "
         f"<code>{html.escape(grid.sheet.name)}</code>"
         f'<div class="kiln-timeline"><table><thead><tr><td></td>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></details>"

@@ -2,7 +2,8 @@
 // The server writes all content; here nothing is put together from texts.
 "use strict";
 kiln.review = (() => {
-    const state = {server: null, run: null, signature: "", asked: 0, busy: false, looking: false, waits: false, side: "left", picks: {}};
+    const state = {server: null, run: null, signature: "", asked: 0, busy: false, looking: false, waits: false, side: "left", picks: {},
+        hasChosen: false};
     const root = () => document.getElementById("review-run");
     const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -43,7 +44,7 @@ kiln.review = (() => {
     function draw(answer, keeps) {
         const before = keeps ? typed() : {}, place = root();
         if (!place) return;
-        const form = document.getElementById("review-form"), chosen = form && form.querySelector("[name=file]:checked");
+        const form = document.getElementById("review-form");
         const sliders = [...place.querySelectorAll("[data-compare]")].map((item) => item.value);
         const opened = new Map([...place.querySelectorAll("details")].map((item) => [item.firstElementChild.textContent, item.open]));
         const scrolled = [...place.querySelectorAll(".kiln-timeline")].map((item) => item.scrollLeft);
@@ -53,7 +54,7 @@ kiln.review = (() => {
         if (keeps) {
             // A choice that nobody made follows a new verdict.
             const now = document.getElementById("review-form");
-            if (chosen && chosen.defaultChecked && now && now.dataset.advised !== form.dataset.advised) delete before.file;
+            if (!state.hasChosen && form && now && now.dataset.advised !== form.dataset.advised) delete before.file;
             typeAgain(before);
             for (const item of place.querySelectorAll("details"))
                 if (opened.has(item.firstElementChild.textContent)) item.open = opened.get(item.firstElementChild.textContent);
@@ -65,6 +66,7 @@ kiln.review = (() => {
             [...place.querySelectorAll(".kiln-timeline")].forEach((item, index) => { item.scrollLeft = scrolled[index] || 0; });
         } else {
             state.picks = {};
+            state.hasChosen = false;
             firstPicks();
         }
         show("left");
@@ -197,6 +199,7 @@ kiln.review = (() => {
         kiln.browse("folder", input.value, (path) => { input.value = path; input.focus(); });
     }
 
+    document.addEventListener("change", (event) => { if (event.target.matches("#review-form [name=file]")) state.hasChosen = true; });
     document.addEventListener("click", (event) => {
         const target = event.target.closest("[data-review],[data-review-run],[data-review-open],[data-browse-into],[data-pick],[data-side]");
         if (!target || !target.closest("#review, #runs")) return;

@@ -6,9 +6,9 @@
 
 Runs vary rank, learning rate, number of pictures, mirrored or clean pictures and batch size; each keeps several
 checkpoints. The label of a checkpoint comes from samples that diffusers draws and `assets.demo.reader` judges:
-the subject is shown, the prompt still followed, the picture intact. Every run's result is a file of its own,
-written when it ends, so that the work can be broken off and taken up. Runs with an even number were looked at
-when thresholds were set; the agreement is that of the odd ones.
+the subject is shown, the prompt still followed, the picture intact. What was trained, measured and labelled is kept
+file by file, so that the work can be broken off and taken up. Runs before `FRESH_FROM`, and those that were made
+elsewhere, were looked at when signals were chosen and limits set; the others were made and judged afterwards.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ PRESET = REPOSITORY / "presets" / "demo.json"
 RATES = (2e-3, 4e-3, 8e-3)
 DOSES = (0.3, 0.9)
 """Learning rate times steps: at 0.4 the preset's LoRA shows the subject. A file is kept at each quarter of a run."""
-FIRST = 3
-"""Number of the first run of the grid: three of larger doses were made before it."""
+FIRST, FRESH_FROM = 3, 23
+"""Number of the first run of the grid (three of larger doses were made before it), and of the first that no limit was
+set from."""
 LABEL_SAMPLES = 16
 SHOWN, FOLLOWED, INTACT = 0.6, 0.7, 0.33
 """Shares of samples that a good checkpoint reaches. The preset itself has 94, 100 and 66 %."""
@@ -162,37 +163,34 @@ def measure(run: RunFolder, config: KohyaConfig, file: Path) -> None:
     write_measures(file, measure_run(run, config, REPOSITORY, emit=lambda event: None, drawn=keep))
 
 
-def make(work: Path, most: int, part: int | None) -> None:
-    """Train and measure what has no result yet."""
+def make(work: Path, most: int, first: int) -> None:
+    """Train, measure and label what has not been."""
     torch.set_num_threads(1)
-    done = 0
-    for spec in specs():
-        if part is not None and spec.number % 2 != part:
-            continue
-        result = work / "results" / f"{spec.name}.json"
-        if result.exists() or done >= most:
-            continue
+    for spec in [each for each in specs() if each.number >= first][:most]:
         folder = work / "runs" / spec.name
+        result, measured = (work / part / f"{spec.name}.json" for part in ("results", "measures"))
+        began = time.perf_counter()
+
+        def told(what: str, name: str = spec.name, began: float = began) -> None:
+            print(f"{name}: {what}, {time.perf_counter() - began:.0f} s", flush=True)
+
         if not (folder / "out" / "run.safetensors").exists():
-            began = time.perf_counter()
             train(spec, folder)
-            print(f"{spec.name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
+            told("trained")
         run = open_run(folder / "out")
         assert run.config is not None
-        measured = work / "measures" / f"{spec.name}.json"
         if read_measures(measured) is None:
-            began = time.perf_counter()
             measure(run, run.config, measured)
-            print(f"{spec.name}: measured in {time.perf_counter() - began:.0f} s", flush=True)
-        began = time.perf_counter()
+            told("measured")
+        if result.exists():
+            continue
         labels: dict[str, dict[str, float]] = {}
         for file in run.checkpoints:
             # The save at the last step and the final file are the same.
             alike = [each for each in run.checkpoints if each.step == file.step and each.path.name in labels]
             labels[file.path.name] = labels[alike[0].path.name] if alike else label(file.path, spec.mirrored)
-        print(f"{spec.name}: labelled in {time.perf_counter() - began:.0f} s: {labels}", flush=True)
         atomic_write(result, json.dumps({"spec": asdict(spec), "labels": labels}, indent=1))
-        done += 1
+        told("labelled")
 
 
 def look_at(work: Path, folders: list[Path]) -> None:
@@ -238,11 +236,11 @@ def results(work: Path) -> list[tuple[dict[str, Any], dict[str, dict[str, float]
 
 def report(work: Path) -> None:
     """Agreement, run by run and checkpoint by checkpoint."""
-    parts = {0: "tuned on", 1: "not tuned on"}
+    parts = {0: "that limits were set from", 1: "made afterwards"}
     tables: dict[int, Counter[tuple[str, str]]] = {part: Counter() for part in parts}
     counts: dict[tuple[int, str], list[bool]] = {}
     for spec, labels, measures in results(work):
-        part, name = spec["number"] % 2, Spec(**spec).name
+        part, name = int(FRESH_FROM <= spec["number"] < 1000), Spec(**spec).name
         # The save at the last step and the final file are the same.
         steps = {point.step: place for place, point in enumerate(measures.points)}
         points = [measures.points[place] for place in steps.values()]
@@ -290,12 +288,12 @@ def main() -> None:
         "--look-at", type=Path, nargs="*", help="results folders of runs that were made elsewhere"
     )
     parser.add_argument("--runs", type=int, default=10**6, help="at most so many")
-    parser.add_argument("--part", type=int, choices=(0, 1), help="even or odd numbers alone")
+    parser.add_argument("--first", type=int, default=FIRST, help="number of the first run")
     options = parser.parse_args()
     if options.look_at:
         look_at(options.work, options.look_at)
     elif options.train:
-        make(options.work, options.runs, options.part)
+        make(options.work, options.runs, options.first)
     else:
         report(options.work)
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import BrowserContext, expect
 
 from tests.browser.conftest import PATIENCE_MS, Served, Tab, open_page
+from tests.review.test_verdict import BASE, point
 from trainer.files import REPOSITORY
-from trainer.review.run_folder import read_header
+from trainer.review.measure import Measures, measures_file, write_measures
+from trainer.review.run_folder import open_run, read_header
 
 pytestmark = pytest.mark.browser
 
@@ -29,6 +33,16 @@ def train(tab: Tab, result: Path) -> None:
         assert time.monotonic() < end
         page.wait_for_timeout(200)
     expect(page.locator("#progress")).to_contain_text("Finished in")
+
+
+def judged(folder: Path, learnt: Mapping[str, float]) -> None:
+    """As if the run had been measured: the share of the base model's loss that each file took away."""
+    run = open_run(folder)
+    points = (
+        replace(point(run.checkpoint(name).step, share), file=name, pictures={})
+        for name, share in learnt.items()
+    )
+    write_measures(measures_file(run), Measures(base=BASE, points=tuple(points), trigger="cat"))
 
 
 def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
@@ -83,18 +97,48 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     )
     assert scales == [3, 3]
 
-    # A grid, as a job of the queue: the base model and one file at two strengths.
+    # The verdict's file is chosen, and follows a new verdict until a person has chosen.
+    chosen = page.locator("#review-form [name=file]:checked")
+    judged(out, {"tiny-step00000004.safetensors": 0.9, "tiny.safetensors": 0.0})
+    expect(page.locator(".kiln-verdict h4")).to_contain_text("Undertrained")
+    expect(chosen).to_have_value("tiny-step00000004.safetensors")
+    judged(out, {"tiny-step00000004.safetensors": 0.0, "tiny.safetensors": 0.9})
+    expect(page.locator(".kiln-verdict h4")).to_contain_text("Good")
+    expect(chosen).to_have_value("tiny.safetensors")
+    page.locator("#review-samples thead label", has_text="tiny-step00000004").first.click()
+    judged(out, {"tiny-step00000004.safetensors": 0.9, "tiny.safetensors": 0.0})
+    expect(page.locator(".kiln-verdict h4")).to_contain_text("Undertrained")
+    judged(out, {"tiny-step00000004.safetensors": 0.0, "tiny.safetensors": 0.9})
+    expect(page.locator(".kiln-verdict h4")).to_contain_text("Good")
+    expect(chosen).to_have_value("tiny-step00000004.safetensors")
+
+    # It is judged on the page: what is said of the queue goes when the verdict is there.
+    page.get_by_role("button", name="Judge again").click()
+    expect(page.locator("#review-answer")).to_contain_text("queue")
+    expect(page.locator(".kiln-verdict")).to_contain_text("What is new to the base model")
+    expect(page.locator("#review-answer")).to_have_text("")
+
+    # A prompt is tried with the chosen file.
     form = page.locator("#review-form")
+    form.locator("[name=prompts]").fill("a cow --w 64 --h 64 --s 1\na horse")
+    page.get_by_role("button", name="Try the first prompt with the chosen file").click()
+    tried = page.locator(".kiln-grid")
+    expect(tried.locator("[data-pick]")).to_have_count(1)
+    expect(tried).to_contain_text("a cow")
+    expect(tried.locator("thead")).to_contain_text("tiny-step00000004")
+
+    # A grid, as a job of the queue: the base model and one file at two strengths.
     for box in form.locator("[name=files]").all():
         box.set_checked(box.get_attribute("value") == "tiny.safetensors")
     form.locator("[name=prompts]").fill("a bird --w 64 --h 64 --s 1")
     form.locator("[name=strengths]").fill("0.6, 1.2")
     form.locator("[name=seeds]").fill("3 4")
     page.get_by_role("button", name="Draw the grid").click()
-    expect(page.locator(".kiln-grid summary")).to_contain_text("Grid of 6 pictures")
-    expect(page.locator(".kiln-grid [data-pick]")).to_have_count(6)
-    expect(page.locator(".kiln-grid thead")).to_contain_text("Base model")
-    assert len(list((out / "txt2img-images").glob("*.png"))) == 7
+    grid = page.locator(".kiln-grid", has_text="Grid of 6 pictures")
+    expect(grid.locator("[data-pick]")).to_have_count(6)
+    expect(grid.locator("thead")).to_contain_text("Base model")
+    # Two grids' pictures, and each whole with its labels.
+    assert len(list((out / "txt2img-images").glob("*.png"))) == 9
     # What had been typed is still there.
     expect(form.locator("[name=strengths]")).to_have_value("0.6, 1.2")
 

@@ -59,6 +59,13 @@ def test_settings_are_loaded_changed_saved_and_downloaded(served: Served, contex
     page.locator("#kiln-dialog").get_by_role("button", name="saved.json").click()
     page.locator("#report", has_text="loaded").wait_for()
     expect(page.locator("#field-network_dim input").first).to_have_value("3")
+    # Saved under a name of one's own, in a folder that is looked into first.
+    page.locator("#save-as").click()
+    dialog = page.locator("#kiln-dialog")
+    dialog.get_by_label("File name").fill("other")
+    dialog.get_by_role("button", name="Save", exact=True).click()
+    page.locator("#report", has_text="other.json").wait_for()
+    assert json.loads((served.folder / "other.json").read_text()) == config
     assert tab.errors == []
 
 
@@ -70,6 +77,15 @@ def test_changes_are_marked_reset_and_survive_a_reload(served: Served, context: 
     page.locator("#kiln-found button").first.click()
     gamma = page.locator("#field-min_snr_gamma input")
     expect(gamma).to_be_focused()
+    # By a name, by a label, and by words of the help alone.
+    for words, name in (
+        ("network_dim", "network_dim"),
+        ("Network Rank", "network_dim"),
+        ("counted from the end", "clip_skip"),
+    ):
+        page.locator("#kiln-search").fill(words)
+        expect(page.locator("#kiln-found code", has_text=re.compile(f"^{name}$"))).to_be_visible()
+    page.locator("#kiln-search").press("Escape")
     gamma.fill("5")
     expect(page.locator("#kiln-changes")).to_contain_text("1 change since tiny.json")
     tab.tab("Basic")
@@ -105,6 +121,8 @@ def test_changes_are_marked_reset_and_survive_a_reload(served: Served, context: 
 def test_values_outside_the_lists_do_not_kill_the_page(served: Served, context: BrowserContext) -> None:
     tab = open_page(context, served)
     tab.load(served.folder / "odd.json")
+    for kind in ("1 unknown (kept, and written back)", "3 outside the usual range", "not in the file"):
+        expect(tab.page.locator("#report")).to_contain_text(kind)
     tab.page.locator("#report summary", has_text="unknown").click()
     assert "<img src=x" not in tab.page.locator("#report").inner_html()
     tab.all_settings()
@@ -115,6 +133,18 @@ def test_values_outside_the_lists_do_not_kill_the_page(served: Served, context: 
     written = tab.save(served.folder / "odd-saved.json")
     given = json.loads((served.folder / "odd.json").read_text())
     assert {name: written[name] for name in given} == given
+    old = {"caption_extention": ".txt", "use_8bit_adam": True, "epoch": "three", "block_lr": ""}
+    (served.folder / "old.json").write_text(json.dumps(old))
+    tab.load(served.folder / "old.json")
+    for words in (
+        "2 converted",
+        "caption_extention is called caption_extension today",
+        "1 invalid (the default is used)",
+        'epoch cannot be "three"',
+        "1 without effect here",
+    ):
+        expect(tab.page.locator("#report")).to_contain_text(words)
+    tab.load(served.folder / "odd.json")
     # The checks say so before Start does.
     tab.tab("Train")
     expect(tab.page.locator("#checks .error")).to_contain_text(["wobbly"])
@@ -355,9 +385,14 @@ def test_a_killed_server_comes_back_with_its_runs(
     tab.tab("Train")
     tab.page.locator("#start").click()
     expect(tab.page.locator("#log textarea")).to_have_value(re.compile(r"saved cut-step\d+-state"))
-    tab.load(served.folder / "tiny.json")
     tab.page.locator("#start").click()
     expect(tab.page.locator("#queue")).to_contain_text("1 run waits")
+    tab.load(served.folder / "tiny.json")
+    tab.page.locator("#start").click()
+    names = tab.page.locator("#queue li b")
+    expect(names).to_have_text(["cut", "tiny"])
+    tab.page.locator("#queue").get_by_role("button", name="Up", exact=True).click()
+    expect(names).to_have_text(["tiny", "cut"])
     served.process.kill()
     served.process.wait()
     with serving(served.folder) as again:
@@ -366,12 +401,14 @@ def test_a_killed_server_comes_back_with_its_runs(
         page = tab.page
         tab.tab("Train")
         expect(page.locator("#notices")).to_contain_text("the program ended before this run did")
-        expect(page.locator("#queue")).to_contain_text("1 run waits since the program was started again")
+        expect(page.locator("#queue")).to_contain_text("2 runs wait since the program was started again")
+        expect(page.locator("#queue li b")).to_have_text(["tiny", "cut"])
         page.locator("#notices [data-act]").click()
         expect(page.locator("#log textarea")).to_have_value(re.compile(r"resumed at step \d+ of 5000"))
         expect(page.locator("#progress")).to_contain_text("/ 5000")
-        page.locator("#queue").get_by_role("button", name="Remove").click()
-        expect(page.locator("#queue li")).to_have_count(0)
+        for left in ("cut", None):
+            page.locator("#queue").get_by_role("button", name="Remove").first.click()
+            expect(page.locator("#queue li b")).to_have_text([left] if left else [])
         assert tab.errors == []
         later.close()
         # Ctrl-C saves the run first.

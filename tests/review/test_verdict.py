@@ -12,7 +12,7 @@ import pytest
 
 from trainer.errors import ConfigError
 from trainer.review.measure import Measure, Measures, read_measures, write_measures
-from trainer.review.probe import choose, trigger_of, without_trigger
+from trainer.review.probe import choose, recombined, trigger_of, without_trigger
 from trainer.review.verdict import LIMITS, judge, kinds, lines
 
 LEVELS = (0.4, 0.8)
@@ -26,6 +26,9 @@ BASE = Measure(
     other=(0.3, 0.2),
     plain=(0.2, 0.1),
     moved=(0, 0),
+    drawn=(0.05, 0.02),
+    drawn_other=(0.1, 0.06),
+    drawn_own=(0.05, 0.02),
 )
 TRAINING = {"saturation": 0.4, "contrast": 0.2, "clipped": 0.01, "detail": 0.02}
 
@@ -50,6 +53,16 @@ def point(step: int, learnt: float, astray: float = -0.1, gap: float = 1.0, **fi
         plain=own,
         moved=(learnt + astray,) * 2,
         pictures={**TRAINING, **figures},
+    )
+
+
+def shown(before: Measure, new: float = 0.0, flaws: float = 0.3) -> Measure:
+    """The checkpoint with pictures that were drawn: how new to the base model, and how much it would mend in them."""
+    return replace(
+        before,
+        drawn=tuple(loss * math.exp(new) for loss in BASE.plain),
+        drawn_other=tuple(loss * math.exp(new) * 1.5 for loss in BASE.plain),
+        drawn_own=tuple(loss * math.exp(flaws) for loss in BASE.drawn_own),
     )
 
 
@@ -108,6 +121,37 @@ def test_each_signal_speaks_alone(name: str, values: dict[str, float]) -> None:
     assert found.kind == LIMITS[name].kind
     assert LIMITS[name].why in found.sentence
     assert next(each for each in found.signals if each.name == name).says == LIMITS[name].kind
+
+
+def test_what_was_drawn_decides_in_place_of_the_losses() -> None:
+    """A file that learnt little by its losses shows the subject, and one that learnt much does not."""
+    raw, done = shown(point(100, 0.9), new=-2.0), shown(point(200, 0.5), new=0.05)
+    burnt = shown(point(300, 0.9), flaws=LIMITS["flaws"].value + 0.1)
+    run = of(raw, done, burnt)
+    assert kinds(run) == ["undertrained", "good", "overtrained"]
+    found = judge(run)
+    assert found.file == "run-step00000200.safetensors"
+    assert LIMITS["flaws"].why in found.sentence
+    told = {each.name: each for each in found.signals}
+    # By hand: the mean over the level of 0.8 alone, and over both; a wrong caption costs 0.5 here, and 1 and 2 there.
+    assert told["new"].values == pytest.approx({0: math.log(0.02 / 0.1), 100: -2.0, 200: 0.05, 300: 0.0})
+    assert told["flaws"].values == pytest.approx({0: 0, 100: 0.3, 200: 0.3, 300: LIMITS["flaws"].value + 0.1})
+    assert told["shows"].values == pytest.approx({100: 1 / 3, 200: 1 / 3, 300: 1 / 3})
+    assert (told["new"].says, told["learnt"].says, told["learnt"].limit) == ("good", None, None)
+    assert judge(of(raw)).sentence.startswith(f"Undertrained at step 100, because {LIMITS['new'].why}")
+
+
+def test_captions_that_were_not_trained() -> None:
+    """Phrases keep their places, every one of the data set is used, and a caption of one phrase stays."""
+    trained = ["k1ln, red, hat, smiling, day", "k1ln, blue, coat, serious, night", "k1ln, green, scarf"]
+    made = recombined(trained, 6)
+    assert len(made) == 6
+    assert not set(made) & set(trained)
+    assert {caption.split(", ")[1] for caption in made} == {"red", "blue", "green"}
+    assert {caption.split(", ")[2] for caption in made} == {"hat", "coat", "scarf"}
+    assert made[0] == "k1ln, red, coat, smiling, night"
+    assert made[2] == "k1ln, green, hat"
+    assert recombined(["a cat"], 2) == ["a cat", "a cat"]
 
 
 def test_pictures_of_the_base_model_and_blocks_are_told() -> None:

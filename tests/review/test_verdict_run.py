@@ -61,6 +61,35 @@ def test_every_file_is_measured_against_the_base(trained: Trained) -> None:
     assert measured(trained, known=coarse).cost_share == 0.01
 
 
+def test_what_is_drawn_is_shown_to_the_base_model(trained: Trained) -> None:
+    folder, run = trained
+    assert run.config is not None
+    drawn: dict[str, int] = {}
+    found = measure_run(
+        run,
+        run.config,
+        folder,
+        emit=lambda event: None,
+        pictures=2,
+        drawn=lambda name, made: drawn.update({name: len(made)}),
+    )
+    assert drawn == {"": 9, run.checkpoints[0].path.name: 9, run.checkpoints[1].path.name: 9}
+    assert found.base is not None
+    # The base model draws its own captions, and is asked about these.
+    assert found.base.drawn == found.base.drawn_own
+    for mine, other in zip(found.base.drawn, found.base.drawn_other, strict=True):
+        assert mine != other
+    for mine, plain in zip(found.points, measured(trained).points, strict=True):
+        assert len(mine.drawn) == len(mine.drawn_own) == 4
+        assert mine.drawn != mine.drawn_own
+        # The LoRA was off for a moment only.
+        assert (mine.own, mine.moved) == (plain.own, plain.moved)
+    assert found.points[0].drawn != found.points[-1].drawn
+    # Nothing is drawn twice.
+    again = measure_run(run, run.config, folder, emit=lambda event: None, pictures=2, known=found)
+    assert (again.base, again.points) == (found.base, found.points)
+
+
 def test_without_pictures_only_files_are_measured(trained: Trained) -> None:
     folder, run = trained
     assert run.config is not None

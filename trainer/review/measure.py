@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Measure", "Measures", "measure_run", "measures_file", "read_measures"]
 
-VERSION = 2
+VERSION = 3
 PICTURES = 8
 """Training pictures that a probe looks at."""
 DRAWN_STEPS = 12
-DRAWN_PROMPTS, DRAWN_SEEDS = 3, 2
-"""Captions, and seeds of each, that are drawn of the base model and of each checkpoint."""
+DRAWN_CAPTIONS = 8
+"""How many captions are drawn with the base model and with each checkpoint; the first twice, by two seeds."""
 
 Emit = Callable[[Event], None]
 Drawn = Callable[[str, "Sequence[Image.Image]"], None]
@@ -59,6 +59,12 @@ class Measure:
     plain: tuple[float, ...] = ()
     held: tuple[float, ...] = ()
     moved: tuple[float, ...] = ()
+    drawn: tuple[float, ...] = ()
+    """The base model's loss, at each level, on what was drawn with the file, with captions less the trigger word."""
+    drawn_other: tuple[float, ...] = ()
+    """The same with captions of other pictures."""
+    drawn_own: tuple[float, ...] = ()
+    """The file's own loss on what was drawn with it, with the captions that were drawn."""
     pictures: Mapping[str, float] = field(default_factory=dict)
     """Figures of its pictures: saturation, contrast, clipped, detail, diversity, nearest."""
     strengths: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -109,7 +115,7 @@ def write_measures(path: Path, measures: Measures) -> None:
 
 
 def _measure(values: Mapping[str, Any]) -> Measure:
-    lists = ("levels", "own", "other", "plain", "held", "moved")
+    lists = ("levels", "own", "other", "plain", "held", "moved", "drawn", "drawn_other", "drawn_own")
     strengths = {key: tuple(value) for key, value in values["strengths"].items()}
     return Measure(**{**values, **{name: tuple(values[name]) for name in lists}, "strengths": strengths})
 
@@ -299,7 +305,9 @@ class _Bench:
         self.probe: Any = probe.Probe(self.family, objective, self.material, autocast=self.autocast)
         indices = [index for batch in self.material.batches for index in batch.pictures]
         self.training_files = [dataset.pictures[index].path for index in indices]
-        self.captions = [dataset.pictures[index].caption for index in indices]
+        captions = probe.recombined([dataset.pictures[index].caption for index in indices], DRAWN_CAPTIONS)
+        self.captions = [*captions, captions[0]]
+        self.plain = [probe.without_trigger(each, self.material.trigger) for each in self.captions]
         # Drawn as a person draws: a guidance of 7 burns what one of 4 does not.
         self.like = next(iter(parse_text(run.prompt_text or config.sample_prompts)), SamplePrompt())
         self.training = _of_pictures(self.training_files, ())
@@ -313,18 +321,41 @@ class _Bench:
     def of_base(
         self, known: Measures | None, draw: bool, stopped: Callable[[], bool], drawn: Drawn
     ) -> Measure:
-        made: Mapping[str, float] = {}
-        if known is not None and known.base is not None:
-            made = known.base.pictures
-        if draw and not made:
-            made = self.pictures_of("", stopped, drawn)
-        return of_figures(0, "", self.probe.measure(None), norm=0.0, stable_rank=0.0, pictures=made)
+        figures = self.probe.measure(None)
+        if known is not None and known.base is not None and (known.base.drawn or not draw):
+            return known.base
+        made = self.of_drawing("", None, stopped, drawn) if draw else {}
+        return of_figures(0, "", figures, norm=0.0, stable_rank=0.0, **made)
 
-    def pictures_of(self, file: str, stopped: Callable[[], bool], drawn: Drawn) -> dict[str, float]:
-        """Draw with what is attached, and look at it."""
-        shown = self.draw(stopped)
+    def of_drawing(
+        self, file: str, network: Any, stopped: Callable[[], bool], drawn: Drawn
+    ) -> dict[str, Any]:
+        """Draw with what is attached, look at it, and ask the base model how it finds it.
+
+        A diffusion model's loss on a picture says how likely the picture is to it (Li et al. 2023, arXiv:2303.16203).
+        """
+        from trainer.review import probe
+
+        captions = self.plain if network is None else self.captions
+        shown = self.draw(captions, stopped)
         drawn(file, shown)
-        return _of_pictures(shown, self.training_files, shown[:DRAWN_SEEDS])
+        half = len(self.plain) // 2
+        batches = probe.drawn_batches(self.family, shown)
+        other = [*self.plain[half:], *self.plain[:half]]
+
+        def losses(words: Sequence[str]) -> tuple[float, ...]:
+            found: tuple[float, ...] = self.probe.losses(probe.captioned(batches, words))
+            return found
+
+        found: dict[str, Any] = {"drawn_own": losses(captions)}
+        if network is not None:
+            network.set_multiplier(0.0)
+        try:
+            found |= {"drawn": losses(self.plain), "drawn_other": losses(other)}
+        finally:
+            if network is not None:
+                network.set_multiplier(1.0)
+        return {**found, "pictures": _of_pictures(shown, self.training_files, [shown[0], shown[-1]])}
 
     @contextlib.contextmanager
     def attached(self, file: Path) -> Iterator[Any]:
@@ -349,22 +380,21 @@ class _Bench:
         self.probe.measure(None)
         with self.attached(file.path) as network:
             figures = self.probe.measure(network)
+            made: dict[str, Any] = {"pictures": _of_samples(run, file, self.training_files)}
             if draw:
-                made = self.pictures_of(file.path.name, stopped, drawn)
-        if not draw:
-            made = _of_samples(run, file, self.training_files)
-        return of_figures(file.step, file.path.name, figures, **_of_file(file.path), pictures=made)
+                made = self.of_drawing(file.path.name, network, stopped, drawn)
+        return of_figures(file.step, file.path.name, figures, **_of_file(file.path), **made)
 
     def sweep(self, file: Checkpoint, strengths: Sequence[float]) -> dict[str, tuple[float, ...]]:
         found = {}
         with self.attached(file.path) as network:
             for strength in strengths:
                 network.set_multiplier(strength)
-                found[f"{strength:g}"] = self.probe.own_losses()
+                found[f"{strength:g}"] = self.probe.losses(self.material.batches)
         return found
 
-    def draw(self, stopped: Callable[[], bool]) -> list[Any]:
-        """A few small pictures of training captions, as many seeds."""
+    def draw(self, captions: Sequence[str], stopped: Callable[[], bool]) -> list[Any]:
+        """A small picture of each caption, each by a seed of its own."""
         from PIL import Image
 
         from trainer import sampling
@@ -373,17 +403,16 @@ class _Bench:
         width, height = self.material.batches[0].bucket
         wanted = [
             SamplePrompt(
-                prompt=self.captions[place * len(self.captions) // DRAWN_PROMPTS],
+                prompt=caption,
                 width=width,
                 height=height,
-                seed=seed + 1,
+                seed=place + 1,
                 steps=DRAWN_STEPS,
                 cfg_scale=self.like.cfg_scale,
                 guidance=self.like.guidance,
                 sampler=self.like.sampler,
             )
-            for place in range(DRAWN_PROMPTS)
-            for seed in range(DRAWN_SEEDS)
+            for place, caption in enumerate(captions)
         ]
         pictures = []
         with self.autocast():

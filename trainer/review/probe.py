@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,9 @@ from trainer.data.types import Batch
 from trainer.draws import Draws
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    from PIL import Image
+
     from trainer.data.cache import LatentCache
     from trainer.data.types import Dataset
     from trainer.families._base import Family
@@ -34,9 +38,12 @@ __all__ = [
     "Figures",
     "Material",
     "Probe",
+    "captioned",
     "choose",
+    "drawn_batches",
     "held_batches",
     "prepare",
+    "recombined",
     "trigger_of",
     "without_trigger",
 ]
@@ -99,6 +106,28 @@ def without_trigger(caption: str, trigger: str) -> str:
     """The caption less that word."""
     found = re.sub(rf"(?i)\b{re.escape(trigger)}\b", "", caption)
     return re.sub(r"\s+", " ", re.sub(r"^[\s,]+", "", found)).strip()
+
+
+def recombined(captions: Sequence[str], count: int) -> list[str]:
+    """Captions that are new and still of the data set: every other phrase of one is that of another.
+
+    Pictures of captions that were trained can be learnt by heart. A caption without commas stays as it is.
+
+    >>> recombined(["k1ln, red wall, coat", "k1ln, sea, hat"], 2)
+    ['k1ln, red wall, hat', 'k1ln, sea, coat']
+    """
+    distinct = list(dict.fromkeys(captions))
+    found = []
+    for number in range(count):
+        place = number * len(distinct) // count if len(distinct) >= count else number % len(distinct)
+        away = max(1, len(distinct) // 2) + number // len(distinct)
+        own, other = (
+            [phrase.strip() for phrase in distinct[each % len(distinct)].split(",")]
+            for each in (place, place + away)
+        )
+        own[2::2] = [mine if at >= len(other) else other[at] for at, mine in list(enumerate(own))[2::2]]
+        found.append(", ".join(own))
+    return found
 
 
 def choose(count: int, wanted: int) -> list[int]:
@@ -173,20 +202,53 @@ def _batches(
         for start in range(0, len(group), BATCH):
             part = group[start : start + BATCH]
             found.append(
-                Batch(
-                    pictures=tuple(part),
-                    draw_ids=tuple(part),
-                    latents_BCHW=torch.stack([_latents(dataset, family, latents, index) for index in part]),
-                    pixels_BCHW=None,
-                    captions=tuple(dataset.pictures[index].caption for index in part),
-                    loss_weights_B=torch.ones(len(part)),
-                    masks_B1HW=None,
-                    flipped=(False,) * len(part),
-                    sizes=tuple(dataset.pictures[index].size for index in part),
-                    bucket=bucket,
+                _batch(
+                    part,
+                    torch.stack([_latents(dataset, family, latents, index) for index in part]),
+                    [dataset.pictures[index].caption for index in part],
+                    [dataset.pictures[index].size for index in part],
+                    bucket,
                 )
             )
     return found
+
+
+def drawn_batches(family: Family, pictures: Sequence[Image.Image]) -> tuple[Batch, ...]:
+    """Pictures that were drawn, all of one size, as a probe takes them, without captions; the VAE encodes them."""
+    found = []
+    for start in range(0, len(pictures), BATCH):
+        part = range(start, min(start + BATCH, len(pictures)))
+        latents = [_encoded(family, np.asarray(pictures[place].convert("RGB")), place) for place in part]
+        size = pictures[start].size
+        found.append(_batch(part, torch.stack(latents), [""] * len(part), [size] * len(part), size))
+    return tuple(found)
+
+
+def captioned(batches: Sequence[Batch], captions: Sequence[str]) -> tuple[Batch, ...]:
+    """The same pictures with these captions, in their order."""
+    left = iter(captions)
+    return tuple(replace(batch, captions=tuple(next(left) for _ in batch.pictures)) for batch in batches)
+
+
+def _batch(
+    places: Sequence[int],
+    latents_BCHW: Tensor,
+    captions: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    bucket: tuple[int, int],
+) -> Batch:
+    return Batch(
+        pictures=tuple(places),
+        draw_ids=tuple(places),
+        latents_BCHW=latents_BCHW,
+        pixels_BCHW=None,
+        captions=tuple(captions),
+        loss_weights_B=torch.ones(len(places)),
+        masks_B1HW=None,
+        flipped=(False,) * len(places),
+        sizes=tuple(sizes),
+        bucket=bucket,
+    )
 
 
 def _latents(dataset: Dataset, family: Family, latents: LatentCache | None, index: int) -> Tensor:
@@ -195,7 +257,11 @@ def _latents(dataset: Dataset, family: Family, latents: LatentCache | None, inde
     picture, fit = dataset.pictures[index], dataset.fits[index]
     subset = dataset.subsets[picture.subset]
     pixels = fit_pixels(picture.edit.apply(read_rgb(picture.path)), fit, subset.resize_interpolation, None)
-    pixels_BCHW = torch.from_numpy(to_tensor_values(pixels))[None]
+    return _encoded(family, pixels, index)
+
+
+def _encoded(family: Family, pixels_HWC: npt.NDArray[np.uint8], index: int) -> Tensor:
+    pixels_BCHW = torch.from_numpy(to_tensor_values(pixels_HWC))[None]
     with torch.no_grad():
         return family.encode_images(pixels_BCHW, [Draws(SEED).generator("vae", index)])[0]
 
@@ -254,11 +320,11 @@ class Probe:
         return self.base
 
     @torch.no_grad()
-    def own_losses(self) -> tuple[float, ...]:
-        """Losses with the pictures' own captions, at whatever strength the network has now."""
-        count = sum(len(batch.pictures) for batch in self.material.batches)
+    def losses(self, batches: Sequence[Batch]) -> tuple[float, ...]:
+        """Losses with the batches' captions at each level, at whatever strength the network has now."""
+        count = sum(len(batch.pictures) for batch in batches)
         found = [0.0] * len(self.levels)
-        for batch in self.material.batches:
+        for batch in batches:
             text = self._encode(batch, batch.captions)
             for place, level in enumerate(self.levels):
                 noised = self._noised(batch, level)
@@ -267,7 +333,7 @@ class Probe:
         return tuple(found)
 
     def _measure(self, *, is_base: bool) -> Figures:
-        own, other, plain, held, moved = ([0.0] * len(self.levels) for _ in range(5))
+        own, other, plain, moved = ([0.0] * len(self.levels) for _ in range(4))
         count = sum(len(batch.pictures) for batch in self.material.batches)
         for number, batch in enumerate(self.material.batches):
             texts = self._texts(batch, self.material.other[number])
@@ -287,19 +353,12 @@ class Probe:
                         error_B = (prediction.float() - base).square().mean((1, 2, 3))
                         usual_B = (base - noised.target_BCHW).square().mean((1, 2, 3))
                         moved[place] += float((error_B / usual_B.clamp(min=1e-9)).sum()) / count
-        for batch in self.material.held:
-            total = sum(len(each.pictures) for each in self.material.held)
-            text = self._encode(batch, batch.captions)
-            for place, level in enumerate(self.levels):
-                noised = self._noised(batch, level)
-                loss_B = self.objective.loss(self._predict(noised, text, batch), noised, batch)[1]
-                held[place] += float(loss_B.sum()) / total
         return Figures(
             levels=self.levels,
             own=tuple(own),
             other=tuple(other),
             plain=tuple(plain) if self.words else (),
-            held=tuple(held) if self.material.held else (),
+            held=self.losses(self.material.held) if self.material.held else (),
             moved=tuple(moved),
         )
 

@@ -1,7 +1,6 @@
 """Undertrained, good or overtrained: from the measures of a run's checkpoints, with reasons.
 
-Each signal is a number per checkpoint with a limit. The limits were set from 15 runs of the demo world and measured on
-15 others: 45 of 56 files were called what a reader of pixels found in samples of them (tests/benchmarks/README.md).
+Each signal is a number per checkpoint with a limit. The limits were set from RUNS.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ Direction = Literal["higher is better", "lower is better", "informs"]
 
 UPPER = (0.3, 0.95)
 """Noise levels at which shapes and layout are decided; below, only grain is."""
+TOP = (0.6, 0.95)
+"""Of these, levels at which it hardly shows whether a picture is a photograph or was drawn by a model."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Limit:
     """What it means to be beyond it, for a sentence."""
     fine: str
     """What it means not to be."""
+    unless: str = ""
+    """A signal that decides in its place where it was measured."""
+    scale: float = 0.0
+    """How far beyond is as bad as other signals' 1; 0 stands for the value."""
 
 
 LIMITS: Mapping[str, Limit] = {
@@ -46,6 +51,24 @@ LIMITS: Mapping[str, Limit] = {
         "undertrained",
         "its training pictures could still become easier to it",
         "its training pictures have become easy to it",
+        unless="new",
+    ),
+    "new": Limit(
+        "What is new to the base model, against the training pictures",
+        "higher is better",
+        -0.2,
+        "undertrained",
+        "its pictures show less that is new to the base model than the training pictures do",
+        "its pictures are as new to the base model as the training pictures",
+        scale=0.2,
+    ),
+    "flaws": Limit(
+        "What it would mend in its own pictures",
+        "lower is better",
+        1.1,
+        "overtrained",
+        "it draws pictures that it would mend itself",
+        "it stands by the pictures that it draws",
     ),
     "aimless": Limit(
         "Change that taught nothing",
@@ -58,7 +81,7 @@ LIMITS: Mapping[str, Limit] = {
     "contrast": Limit(
         "Contrast against the training pictures",
         "lower is better",
-        0.44,
+        0.5,
         "overtrained",
         "the contrast of its pictures is not that of the training pictures",
         "its pictures have the contrast of the training pictures",
@@ -113,8 +136,8 @@ class Verdict:
 # --- numbers ------------------------------------------------------------------------------------
 
 
-def _mean(levels: Sequence[float], values: Sequence[float]) -> float:
-    low, high = UPPER
+def _mean(levels: Sequence[float], values: Sequence[float], between: tuple[float, float] = UPPER) -> float:
+    low, high = between
     kept = [value for level, value in zip(levels, values, strict=True) if low <= level <= high]
     return sum(kept) / len(kept) if kept else math.nan
 
@@ -145,6 +168,44 @@ def _follows(point: Measure, measures: Measures) -> float:
     return _mean(base.levels, now) / usual if usual > 0.01 else math.nan
 
 
+def _new(point: Measure, measures: Measures) -> float:
+    """How unlikely its pictures are to the base model, as the logarithm of that of the training pictures.
+
+    Both with captions less the trigger word. What it draws as the base model would is likely to it; the subject, which
+    the base model does not know, is not.
+    """
+    base = measures.base
+    if base is None or not point.drawn:
+        return math.nan
+    taught = base.plain or base.own
+    ratios = [math.log(drawn / own) for drawn, own in zip(point.drawn, taught, strict=True)]
+    return _mean(base.levels, ratios, TOP)
+
+
+def _flaws(point: Measure, measures: Measures) -> float:
+    """Its loss on pictures of its own, as the logarithm of the base model's on those that the base model drew."""
+    base = measures.base
+    if base is None or not point.drawn_own or not base.drawn_own:
+        return math.nan
+    ratios = [math.log(mine / theirs) for mine, theirs in zip(point.drawn_own, base.drawn_own, strict=True)]
+    return sum(ratios) / len(ratios)
+
+
+def _shows(point: Measure, measures: Measures) -> float:
+    """What a wrong caption costs the base model on its pictures, against what it costs on the base model's own."""
+    base = measures.base
+    if base is None or not point.drawn_other or not base.drawn_other:
+        return math.nan
+    costs = [
+        _mean(
+            base.levels,
+            [wrong / right - 1 for wrong, right in zip(each.drawn_other, each.drawn, strict=True)],
+        )
+        for each in (point, base)
+    ]
+    return costs[0] / costs[1] if costs[1] > 0.01 else math.nan
+
+
 def _against(name: str) -> Callable[[Measure, Measures], float]:
     def compare(point: Measure, measures: Measures) -> float:
         mine, theirs = point.pictures.get(name), measures.training.get(name)
@@ -169,10 +230,17 @@ def _aimless(point: Measure, measures: Measures) -> float:
 
 _NUMBERS: Mapping[str, Callable[[Measure, Measures], float]] = {
     "learnt": _learnt,
+    "new": _new,
+    "flaws": _flaws,
     "aimless": _aimless,
     "contrast": _against("contrast"),
     "detail": _against("detail"),
 }
+
+
+def _decides(name: str, values: Mapping[str, Sequence[float]], place: int) -> bool:
+    other = LIMITS[name].unless
+    return not other or math.isnan(values[other][place])
 
 
 def _is_beyond(name: str, value: float) -> bool:
@@ -182,13 +250,20 @@ def _is_beyond(name: str, value: float) -> bool:
     return value < limit.value if limit.direction == "higher is better" else value > limit.value
 
 
+def _speaking(values: Mapping[str, Sequence[float]], place: int) -> list[str]:
+    """The signals that speak against a checkpoint."""
+    return [
+        name for name in LIMITS if _decides(name, values, place) and _is_beyond(name, values[name][place])
+    ]
+
+
 def _excess(name: str, value: float) -> float:
     """How far a value lies on the wrong side of its limit, as a share; negative on the right side."""
     limit = LIMITS[name]
-    if math.isnan(value):
-        return 0.0
+    if math.isnan(value):  # it says nothing, neither for nor against
+        return -math.inf
     away = limit.value - value if limit.direction == "higher is better" else value - limit.value
-    return away / limit.value
+    return away / (limit.scale or limit.value)
 
 
 # --- verdicts -----------------------------------------------------------------------------------
@@ -203,7 +278,7 @@ def kinds(measures: Measures) -> list[Kind]:
     values = _values(measures)
     found: list[Kind] = []
     for place in range(len(measures.points)):
-        beyond = {LIMITS[name].kind for name in LIMITS if _is_beyond(name, values[name][place])}
+        beyond = {LIMITS[name].kind for name in _speaking(values, place)}
         found.append(next((kind for kind in ("overtrained", "undertrained") if kind in beyond), "good"))
     return found
 
@@ -242,7 +317,7 @@ def _chosen(values: Mapping[str, Sequence[float]], told: Sequence[Kind], good: S
     """The checkpoint to keep: of the good ones the one farthest from every limit; else the least wrong."""
 
     def worst(place: int) -> float:
-        return max(_excess(name, values[name][place]) for name in LIMITS)
+        return max(_excess(name, values[name][place]) for name in LIMITS if _decides(name, values, place))
 
     return min(good or range(len(told)), key=worst)
 
@@ -257,11 +332,7 @@ def _sentence(
     points = measures.points
     file = points[chosen].file
     keep = f": keep {file}" if file else ""
-    why = [
-        LIMITS[name].why
-        for name in LIMITS
-        if LIMITS[name].kind == told[-1] and _is_beyond(name, values[name][-1])
-    ]
+    why = [LIMITS[name].why for name in _speaking(values, len(points) - 1) if LIMITS[name].kind == told[-1]]
     reason = f", because {' and '.join(why[:2])}" if why else ""
     last = points[-1].step
     if told[-1] == "good":
@@ -294,19 +365,21 @@ def _signals(measures: Measures, values: Mapping[str, Sequence[float]], chosen: 
         }
         if not known:
             continue
-        if measures.base is not None and name in measures.base.pictures:
-            known = {0: _NUMBERS[name](measures.base, measures), **known}
-        value = values[name][chosen]
+        if measures.base is not None and name in ("new", "flaws", *measures.base.pictures):
+            first = _NUMBERS[name](measures.base, measures)
+            known = known if math.isnan(first) else {0: first, **known}
+        value, decides = values[name][chosen], _decides(name, values, chosen)
         beyond = _is_beyond(name, value)
+        reason = (limit.why if beyond else limit.fine) + f" ({value:.2f}, limit {limit.value:g})"
         found.append(
             Signal(
                 name=name,
                 label=limit.label,
                 values=known,
-                limit=limit.value,
-                direction=limit.direction,
-                says=None if math.isnan(value) else limit.kind if beyond else "good",
-                reason=(limit.why if beyond else limit.fine) + f" ({value:.2f}, limit {limit.value:g})",
+                limit=limit.value if decides else None,
+                direction=limit.direction if decides else "informs",
+                says=None if math.isnan(value) or not decides else limit.kind if beyond else "good",
+                reason=reason if decides else "decides only where no pictures were drawn to measure them",
             )
         )
     return (*found, *_informing(measures))
@@ -337,6 +410,12 @@ def _informing(measures: Measures) -> list[Signal]:
                 "Captions still matter",
                 _follows,
                 "what a wrong caption costs it, against what it costs the base model (1)",
+            ),
+            (
+                "shows",
+                "Its pictures show what captions say",
+                _shows,
+                "what a wrong caption costs the base model on them, against what it costs on its own (1)",
             ),
             (
                 "moved",
