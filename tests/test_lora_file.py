@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests import tiny
+from tests.diffusers_reader import loaded_by_diffusers
 from tests.networks.small import family, job
 from trainer import lora_file
 from trainer.draws import Draws
@@ -207,7 +208,6 @@ def test_diffusers_loads_every_key_and_gives_the_same_output(
 ) -> None:
     """The real reader of these files: `load_lora_weights`, then prompt -> text states -> prediction."""
     from diffusers import StableDiffusionPipeline
-    from diffusers.utils import logging
 
     # sd-scripts' files for a single-file SD 2.x hold proj_in and proj_out with four axes, which
     # diffusers' linear layers do not take; from a folder they have two.
@@ -236,17 +236,7 @@ def test_diffusers_loads_every_key_and_gives_the_same_output(
             return states, unet(noisy, timestep, states).sample
 
     plain = predict(pipeline.text_encoder, pipeline.unet)
-    logging.enable_propagation()
-    try:
-        caplog.clear()
-        pipeline.load_lora_weights(str(file))
-    finally:
-        logging.disable_propagation()
-    left_over = [r.getMessage() for r in caplog.records if "key" in r.getMessage().lower()]
-    assert left_over == []
-    models = (pipeline.unet, pipeline.text_encoder)
-    wrapped = sum("lora_A" in name for model in models for name, _ in model.named_parameters())
-    assert wrapped == len(network.layers)
+    assert loaded_by_diffusers(pipeline, file, caplog) == len(network.layers)
 
     network.attach()
     attached = predict(cast(Any, ours.text_encoders["te1"]), ours.unet)

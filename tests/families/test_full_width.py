@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests import hollow, runs, tiny_flux
+from tests.diffusers_reader import loaded_by_diffusers
 from tests.families import sdxl_full
 from tests.parity.list_flux_keys import compact
 from trainer import config as configuration
@@ -186,21 +187,6 @@ def test_flux(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert np.abs(ours - theirs).max() <= 2
     assert np.abs(ours - theirs).mean() < 0.2
     assert np.abs(ours - without).mean() > 2
-
-
-def loaded_by_diffusers(pipeline: Any, file: Path, caplog: pytest.LogCaptureFixture) -> int:
-    """Layers of a pipeline that a LoRA file was laid over; fails if diffusers says anything about keys."""
-    from diffusers.utils import logging
-
-    logging.enable_propagation()
-    try:
-        caplog.clear()
-        pipeline.load_lora_weights(str(file))
-    finally:
-        logging.disable_propagation()
-    assert [r.getMessage() for r in caplog.records if "key" in r.getMessage().lower()] == []
-    models = [model for model in pipeline.components.values() if isinstance(model, torch.nn.Module)]
-    return sum("lora_A" in name for model in models for name, _ in model.named_parameters())
 
 
 def test_diffusers_reads_every_key_of_sdxl_at_full_size(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests import hollow, tiny
+from tests.diffusers_reader import loaded_by_diffusers
 from tests.families.sdxl_full import models
 from tests.runs import SIZES, settings, train, write_config
 from trainer import checkpoints
@@ -528,7 +529,6 @@ def test_a_run_through_the_shell_and_diffusers_reads_the_result(
 ) -> None:
     """Trained by the CLI, drawn by us; `load_lora_weights` leaves no key over and draws the same."""
     from diffusers import EulerDiscreteScheduler
-    from diffusers.utils import logging
     from PIL import Image
 
     path = write_config(
@@ -566,16 +566,7 @@ def test_a_run_through_the_shell_and_diffusers_reads_the_result(
         return np.asarray(drawn).astype(int)
 
     without = draw()
-    logging.enable_propagation()
-    try:
-        caplog.clear()
-        pipeline.load_lora_weights(str(lora))
-    finally:
-        logging.disable_propagation()
-    assert [r.getMessage() for r in caplog.records if "key" in r.getMessage().lower()] == []
-    wrapped_models = (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
-    wrapped = sum("lora_A" in name for model in wrapped_models for name, _ in model.named_parameters())
-    assert wrapped == len(tensors) // 3
+    assert loaded_by_diffusers(pipeline, lora, caplog) == len(tensors) // 3
     with Image.open(picture) as image:
         ours = np.asarray(image).astype(int)
     theirs = draw()
