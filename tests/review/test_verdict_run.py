@@ -88,6 +88,10 @@ def test_what_is_drawn_is_shown_to_the_base_model(trained: Trained) -> None:
     # Nothing is drawn twice.
     again = measure_run(run, run.config, folder, emit=lambda event: None, pictures=2, known=found)
     assert (again.base, again.points) == (found.base, found.points)
+    # What was measured in another way is not taken for it.
+    coarse = replace(found, base=replace(found.base, levels=(0.4, 0.8), drawn=(9.0, 9.0)))
+    anew = measure_run(run, run.config, folder, emit=lambda event: None, pictures=2, known=coarse)
+    assert anew.base == found.base
 
 
 def test_without_pictures_only_files_are_measured(trained: Trained) -> None:

@@ -322,9 +322,12 @@ class _Bench:
         self, known: Measures | None, draw: bool, stopped: Callable[[], bool], drawn: Drawn
     ) -> Measure:
         figures = self.probe.measure(None)
-        if known is not None and known.base is not None and (known.base.drawn or not draw):
-            return known.base
-        made = self.of_drawing("", None, stopped, drawn) if draw else {}
+        made: dict[str, Any] = {}
+        if known is not None and known.base is not None and known.base.levels == figures.levels:
+            kept = ("drawn", "drawn_other", "drawn_own", "pictures")
+            made = {name: getattr(known.base, name) for name in kept}
+        if draw and not made.get("drawn"):
+            made = self.of_drawing("", None, stopped, drawn)
         return of_figures(0, "", figures, norm=0.0, stable_rank=0.0, **made)
 
     def of_drawing(
