@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 import shutil
 import time
@@ -49,7 +50,8 @@ DOSES = (0.3, 0.9)
 FIRST, FRESH_FROM = 3, 23
 """Number of the first run of the grid (three of larger doses were made before it), and of the first that no limit was
 set from."""
-LABEL_SAMPLES = 16
+LABEL_SAMPLES = (16, 48)
+"""So many at first, and so many where these leave the label open."""
 SHOWN, FOLLOWED, INTACT = 0.6, 0.7, 0.33
 """Shares of samples that a good checkpoint reaches. The preset itself has 94, 100 and 66 %."""
 
@@ -121,27 +123,54 @@ def train(spec: Spec, folder: Path) -> None:
     runner.run(Job.from_config(config, base=REPOSITORY), EventLog())
 
 
-def label(file: Path, mirrored: bool) -> dict[str, float]:
+def label(file: Path, mirrored: bool, known: dict[str, float] | None = None) -> dict[str, float]:
     """Rates of a checkpoint, by diffusers' pictures and the reader.
 
-    Mirrored pictures teach an eye patch on either side, so with them either side counts as shown.
+    Where so few samples leave it open what the checkpoint is, more are drawn. Mirrored pictures teach an eye patch
+    on either side, so with them either side counts as shown.
+
+    Args:
+        file: The checkpoint.
+        mirrored: Whether its pictures were.
+        known: What the first samples gave, if they were drawn before.
     """
-    portraits = figures.subject_portraits(LABEL_SAMPLES)
-    pictures = figures.sample(
-        figures.load_pipeline(lora=file),
-        [make_subject.subject_caption(p) for p in portraits],
-        batch=LABEL_SAMPLES,
-    )
-    found = [(reader.read(picture), portrait) for picture, portrait in zip(pictures, portraits, strict=True)]
-    followed = [(r.background == p.background) + (r.clothes == p.clothes) for r, p in found]
-    true_side = [r.subject_shown for r, _ in found]
-    either = [r.patch is not None and r.hair in draw.UNSEEN_HAIR for r, _ in found]
-    return {
-        "shown": sum(either if mirrored else true_side) / len(found),
-        "true_side": sum(true_side) / len(found),
-        "followed": sum(followed) / (2 * len(found)),
-        "intact": sum(r.intact for r, _ in found) / len(found),
-    }
+    pipeline, rates = None, dict(known or {})
+    for start, stop in zip((0, *LABEL_SAMPLES), LABEL_SAMPLES, strict=False):
+        if rates and (rates["samples"] >= stop or is_settled(rates)):
+            continue
+        pipeline = pipeline or figures.load_pipeline(lora=file)
+        portraits = figures.subject_portraits(stop)[start:]
+        prompts = [make_subject.subject_caption(p) for p in portraits]
+        pictures = figures.sample(pipeline, prompts, first_seed=7000 + start, batch=16)
+        found = [
+            (reader.read(picture), portrait) for picture, portrait in zip(pictures, portraits, strict=True)
+        ]
+        true_side = [r.subject_shown for r, _ in found]
+        either = [r.patch is not None and r.hair in draw.UNSEEN_HAIR for r, _ in found]
+        followed = [((r.background == p.background) + (r.clothes == p.clothes)) / 2 for r, p in found]
+        hits: dict[str, Sequence[float]] = {
+            "shown": either if mirrored else true_side,
+            "true_side": true_side,
+            "followed": followed,
+            "intact": [r.intact for r, _ in found],
+        }
+        rates = {
+            **{name: (rates.get(name, 0.0) * start + sum(each)) / stop for name, each in hits.items()},
+            "samples": stop,
+        }
+    return rates
+
+
+def is_settled(rates: dict[str, float]) -> bool:
+    """Whether two standard errors lie between the rates and what would be another label."""
+
+    def away(name: str, limit: float, answers: int) -> float:
+        return (rates[name] - limit) / math.sqrt(limit * (1 - limit) / (answers * rates["samples"]))
+
+    followed, intact = away("followed", FOLLOWED, 2), away("intact", INTACT, 1)
+    if min(followed, intact) < -2:
+        return True
+    return min(followed, intact) > 2 and abs(away("shown", SHOWN, 1)) > 2
 
 
 def kind_of(rates: dict[str, float]) -> Kind:
@@ -242,14 +271,16 @@ def report(work: Path) -> None:
     for spec, labels, measures in results(work):
         part, name = int(FRESH_FROM <= spec["number"] < 1000), Spec(**spec).name
         # The save at the last step and the final file are the same.
-        steps = {point.step: place for place, point in enumerate(measures.points)}
-        points = [measures.points[place] for place in steps.values()]
-        if any(point.file not in labels for point in points):
-            continue
+        steps = {point.step: point for point in measures.points if point.file in labels}
+        points = list(steps.values())
         told = dict(zip((point.file for point in measures.points), kinds(measures), strict=True))
-        true = {point.file: kind_of(labels[point.file]) for point in points}
-        for file, kind in true.items():
-            tables[part][kind, told[file]] += 1
+        true = {file: kind_of(rates) for file, rates in labels.items()}
+        for point in points:
+            tables[part][true[point.file], told[point.file]] += 1
+            if is_settled({"samples": LABEL_SAMPLES[0], **labels[point.file]}):
+                counts.setdefault((part, "files whose samples leave no doubt"), []).append(
+                    true[point.file] == told[point.file]
+                )
         verdict, last = judge(measures), points[-1].file
         counts.setdefault((part, "kind at the end of the run"), []).append(verdict.kind == true[last])
         if "good" in true.values():

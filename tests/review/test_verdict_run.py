@@ -79,11 +79,11 @@ def test_what_is_drawn_is_shown_to_the_base_model(trained: Trained) -> None:
     assert found.base.drawn == found.base.drawn_own
     for mine, other in zip(found.base.drawn, found.base.drawn_other, strict=True):
         assert mine != other
-    for mine, plain in zip(found.points, measured(trained).points, strict=True):
-        assert len(mine.drawn) == len(mine.drawn_own) == 4
-        assert mine.drawn != mine.drawn_own
+    for point, plain in zip(found.points, measured(trained).points, strict=True):
+        assert len(point.drawn) == len(point.drawn_own) == 4
+        assert point.drawn != point.drawn_own
         # The LoRA was off for a moment only.
-        assert (mine.own, mine.moved) == (plain.own, plain.moved)
+        assert (point.own, point.moved) == (plain.own, plain.moved)
     assert found.points[0].drawn != found.points[-1].drawn
     # Nothing is drawn twice.
     again = measure_run(run, run.config, folder, emit=lambda event: None, pictures=2, known=found)

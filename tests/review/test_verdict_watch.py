@@ -54,8 +54,8 @@ def test_the_weights_are_the_same_with_and_without(tmp_path: Path, monkeypatch: 
 def test_measuring_stops_where_its_share_of_the_time_is_used_up(tmp_path: Path) -> None:
     """A run whose steps take no time to speak of: only the last save, which is always measured, is."""
     folder = runs.pictures(tmp_path / "img") / "2_tok cat"
-    for number in range(3, 15):
-        Image.new("RGB", (64, 64), (number * 15, 90, 0)).save(folder / f"{number}.png")
+    for number in range(3, 19):
+        Image.new("RGB", (64, 64), (number * 12, 90, 0)).save(folder / f"{number}.png")
     began = time.perf_counter()
     runs.train(tmp_path, hold_out=True, **SETTINGS)
     found = read_measures(measures_file(open_run(tmp_path / "out")))
@@ -63,7 +63,7 @@ def test_measuring_stops_where_its_share_of_the_time_is_used_up(tmp_path: Path) 
     assert time.perf_counter() - began < 60
     assert [point.step for point in found.points][-1] == 6
     assert len(found.points) < 3
-    # One of the 15 pictures was held out, and is measured beside those that are trained.
+    # Two of the 19 pictures were held out, and are measured beside those that are trained.
     assert found.base is not None
     assert len(found.base.held) == len(found.points[-1].held) == len(found.base.levels)
     assert found.points[-1].held != found.points[-1].own

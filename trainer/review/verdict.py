@@ -1,6 +1,8 @@
 """Undertrained, good or overtrained: from the measures of a run's checkpoints, with reasons.
 
-Each signal is a number per checkpoint with a limit. The limits were set from RUNS.
+Each signal is a number per checkpoint with a limit. The limits were set from 31 runs of the demo world and measured on
+28 that were made afterwards: 87 of 112 files were called what a reader of pixels found in samples of them, and 47 of
+the 49 whose samples leave no doubt (tests/benchmarks/README.md).
 """
 
 from __future__ import annotations
