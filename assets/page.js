@@ -563,6 +563,10 @@ window.kiln = (() => {
         const list = listOf(event.target), input = event.target, before = listed;
         if (list) setTimeout(() => { if (input.value && (isPicked || input.value !== before)) state.trigger(list.id); }, 60);
     });
+    // Chromium's Tab key goes into an open list that scrolls, which then closes and leaves the focus nowhere.
+    document.addEventListener("keydown", (event) => {
+        if (event.key === "Tab") for (const list of document.querySelectorAll("[role=listbox]:not([tabindex])")) list.tabIndex = -1;
+    }, true);
     document.addEventListener("keydown", (event) => {
         if (event.target.dataset.part && (event.key === "ArrowRight" || event.key === "ArrowLeft")) {
             const count = facts.parts.length, by = event.key === "ArrowRight" ? 1 : count - 1;

@@ -181,9 +181,15 @@ def test_a_preset_of_each_family_keeps_what_was_typed(served: Served, context: B
 
 
 def test_a_list_that_is_only_passed_changes_nothing(served: Served, context: BrowserContext) -> None:
-    """gradio calls leaving a list its input; laid again, the preset would take back what was typed since."""
+    """gradio calls leaving a list its input; laid again, the preset would take back what was typed since.
+
+    And Chromium's Tab key goes into an open list that scrolls, which then closes.
+    """
     tab = open_page(context, served)
     page = tab.page
+    for number in range(10):  # so many that the list of recent files scrolls
+        tab.load(served.folder / "tiny.json")
+        tab.save(served.folder / f"recent-{number}.json")
     tab.load(served.folder / "tiny.json")
     preset, recent = page.locator("#preset input"), page.locator("#recent input")
     preset.click()

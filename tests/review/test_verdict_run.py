@@ -61,7 +61,8 @@ def test_every_file_is_measured_against_the_base(trained: Trained) -> None:
     assert measured(trained, known=coarse).cost_share == 0.01
 
 
-def test_what_is_drawn_is_shown_to_the_base_model(trained: Trained) -> None:
+def test_what_is_drawn_is_shown_to_the_base_model(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.review.measure.DRAWN_STEPS", 2)
     folder, run = trained
     assert run.config is not None
     drawn: dict[str, int] = {}
