@@ -6,6 +6,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 
 from app.fields import Form
 from app.paths import Paths
-from app.run_html import Seen, Thumbnails, run_html, verdict_html
+from app.run_html import BY_LOSSES, BY_PICTURES, MEASURED, Seen, Thumbnails, run_html, verdict_html
 from app.session import Session
 from app.tabs.review import answer, past_html
 from trainer import config as configuration
@@ -228,6 +229,10 @@ def test_a_verdict_is_shown_with_what_it_rests_on(session: Session, tmp_path: Pa
     assert 'for="review-file-0"' in text
     assert "half as high" in text
     assert ">0.9<" in text
+    # How far it can be trusted depends on what it rests on.
+    for names, words in (("learnt new", MEASURED), ("learnt", BY_LOSSES), ("contrast", BY_PICTURES)):
+        signals = tuple(replace(signal, name=name) for name in names.split())
+        assert words in verdict_html(run, replace(kept, signals=signals))
     # It is also the one that is chosen at first, instead of the last.
     for verdict, name, advised in (
         (kept, "run-000001.safetensors", "run-000001.safetensors"),
