@@ -364,6 +364,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         panel.save.click(guarded(on_ask("save")), None, None, **QUIET)
         # gradio's own autoscroll stays at the top once many lines come at a time.
         gr.on([panel.log.change, train_tab.select], None, None, None, js=FOLLOW_LOG, **QUIET)
+        train_tab.select(None, None, None, js="() => kiln.check()", **QUIET)  # the pictures may have changed
         captioning.wire(captioning_tab)
         # gradio's page looks for each component that ever showed an event's progress, through the whole page,
         # at every turn of every event: with all fields among them, a tick of a run took a third of a second.

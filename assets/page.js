@@ -122,6 +122,9 @@ window.kiln = (() => {
 
     const checked = () => document.body.classList.remove("kiln-checking");
 
+    // What is on the disk changes without a setting: by Dataset and Captioning, by other programs, by a run.
+    addEventListener("focus", () => { if ((document.getElementById("checks") || {}).offsetParent) check(); });
+
     // ---- which fields are shown, and how --------------------------------------------------------
     function families() {
         const on = Object.entries(facts.families).filter(([name]) => state.values[name] === true).map(([, token]) => token);
@@ -602,13 +605,15 @@ window.kiln = (() => {
     const isWatched = () => ["progress", "runs"].some((id) => (document.getElementById(id) || {}).offsetParent);
 
     // One question a second; gradio, which goes through the whole page for every event, hears of news only.
-    let asking = false, seen = "", seenAt = 0;
+    let asking = false, seen = "", seenAt = 0, wasDoing = "";
     async function follow() {
         for (const tab of [window.kiln.review, window.kiln.captions]) if (tab) tab.tick();
         if (asking || document.hidden && Date.now() - seenAt < 10000) return;
         asking = true;
         try {
-            const now = await state.server.news({}), age = Date.now() - seenAt;
+            const now = await state.server.news({}), age = Date.now() - seenAt, doing = now.split(" ")[1];
+            if (doing !== wasDoing && wasDoing && doing === "idle") check();  // its files are there now
+            wasDoing = doing;
             // Drawing costs the browser time that whoever types elsewhere would feel; and an answer may have been lost.
             if (now !== seen && (isWatched() || age > 5000) || age > 15000) {
                 seen = now;
