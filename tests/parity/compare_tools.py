@@ -3,8 +3,8 @@
     python -m tests.parity.compare_tools SD_SCRIPTS PYTHON [--work FOLDER]
 
 SD_SCRIPTS is a checkout, PYTHON an interpreter with what it needs. LoRAs are seeded and of true
-width, and the models are SD 1.5 whole (--sd15) and a toy FLUX.1, of which sd-scripts reads any size. A
-difference is that of the weight changes (or of the merged weights' changes), relative to their norm.
+width, and the models are SD 1.5 and SDXL whole (--sd15, --sdxl) and a toy FLUX.1, of which sd-scripts reads any
+size. A difference is that of the weight changes (or of the merged weights' changes), relative to their norm.
 Ends with 1 if a target is missed.
 """
 
@@ -253,25 +253,26 @@ def changes(before: Mapping[str, Tensor], path: Path, keys: set[str]) -> dict[st
         return {key: file.get_tensor(key).double() - before[key].double() for key in keys}
 
 
-def models(bench: Bench, sd15: Path | None) -> None:
+def models(bench: Bench, sd15: Path | None, sdxl: Path | None) -> None:
     """Merging into a model, and extracting from two."""
     work = bench.work
     flux = tiny_flux.files(work / "flux")["pretrained_model_name_or_path"]
-    for kind, model, layers, script in (
-        ("sd1", sd15, SD1, "merge_lora"),
-        ("flux", flux, TOY_FLUX, "flux_merge_lora"),
+    for kind, model, layers, script, precision in (
+        ("sd1", sd15, SD1, "merge_lora", "float"),
+        ("sdxl", sdxl, SDXL, "sdxl_merge_lora", "fp16"),  # in full precision two do not fit
+        ("flux", flux, TOY_FLUX, "flux_merge_lora", "float"),
     ):
         if model is None:
             continue
         print(f"into a model and out of it: {kind}")
         file = lora(work / f"{kind}_i.safetensors", layers, 8, 4.0, 3, VERSIONS[kind])
         ours, theirs = work / f"i_{kind}_ours.safetensors", work / f"i_{kind}_theirs.safetensors"
-        flag = "--sd_model" if kind == "sd1" else "--flux_model"
+        flag = "--flux_model" if kind == "flux" else "--sd_model"
         bench.theirs(
             *(script, flag, model, "--models", file, "--ratios", 0.8, "--save_to", theirs),
-            *("--precision", "float", "--save_precision", "float"),
+            *("--precision", "float", "--save_precision", precision),
         )
-        merge_into(model, [file], [0.8], ours, precision="float", say=silent)
+        merge_into(model, [file], [0.8], ours, precision=precision, say=silent)
         with safe_open(ours, framework="pt") as one, safe_open(theirs, framework="pt") as two:
             common = set(one.keys()) & set(two.keys())
             worst = max(
@@ -280,7 +281,8 @@ def models(bench: Bench, sd15: Path | None) -> None:
             alone = len(set(one.keys()) ^ set(two.keys()))
         bench.row(f"merged weights, {len(common)} tensors, {alone} in one file only", worst, 1e-5)
         ext = work / "e_ours.safetensors", work / "e_theirs.safetensors"
-        if kind == "sd1":
+        if kind != "flux":
+            whole = ["--sdxl", "--load_precision", precision] if kind == "sdxl" else []
             bench.theirs(
                 *(
                     "extract_lora_from_models",
@@ -291,7 +293,7 @@ def models(bench: Bench, sd15: Path | None) -> None:
                     "--save_to",
                     ext[1],
                 ),
-                *("--dim", 8, "--conv_dim", 8, "--save_precision", "float", "--min_diff", 1e-6),
+                *("--dim", 8, "--conv_dim", 8, "--save_precision", "float", "--min_diff", 1e-6, *whole),
             )
             extract(model, ours, ext[0], 8, conv_rank=8, precision="float", min_diff=1e-6, say=silent)
         else:
@@ -305,7 +307,7 @@ def models(bench: Bench, sd15: Path | None) -> None:
             # Layers that do not differ are noise on both sides.
             one, two = ({name: found[name] for name in layers} for found in (one, two))
         bench.row(
-            "extracted (clamped at a quantile)", difference(one, two), EXACT if kind == "sd1" else CLAMPED
+            "extracted (clamped at a quantile)", difference(one, two), CLAMPED if kind == "flux" else EXACT
         )
         bench.same("extracted", *ext, (*MINIMUM, "ss_network_args"))
 
@@ -352,6 +354,7 @@ def main() -> None:
     parser.add_argument("python")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--sd15", type=Path, help="a whole SD 1.5 file (tests.parity.make_sd15)")
+    parser.add_argument("--sdxl", type=Path, help="a whole SDXL file (tests.parity.make_sdxl)")
     parser.add_argument("--only", choices=("resize", "merge", "models", "convert"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -362,7 +365,7 @@ def main() -> None:
             "resize": lambda: resizing(bench),
             "merge": lambda: merging(bench),
             "convert": lambda: converting(bench),
-            "models": lambda: models(bench, options.sd15),
+            "models": lambda: models(bench, options.sd15, options.sdxl),
         }
         for name, part in parts.items():
             if options.only in (None, name):

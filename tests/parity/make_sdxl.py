@@ -4,8 +4,8 @@
 
 All widths are SDXL's. By default the UNet has one transformer layer where SDXL has two or ten, and
 the second text encoder 4 layers where SDXL has 32, so that both programs train it in full precision
-on a small machine. ``text_projection`` is symmetric: sd-scripts takes it transposed, and so it does
-not matter (engine facts 4.3).
+on a small machine; with ``--depth 10 --text-layers 32`` it is whole (7 GB). ``text_projection`` is
+symmetric: sd-scripts takes it transposed, and so it does not matter (engine facts 4.3).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -101,22 +102,19 @@ def sgm_tensors(
         )
     generator = torch.Generator().manual_seed(seed)
 
-    def drawn(model: torch.nn.Module, layers: int = 1) -> dict[str, Tensor]:
-        return {
-            name: draw(name, value.shape, layers, generator)
-            for name, value in model.state_dict().items()
-            if not name.endswith("position_ids")
-        }
+    def drawn(model: torch.nn.Module, layers: int = 1) -> Iterator[tuple[str, Tensor]]:
+        for name, value in model.state_dict().items():
+            if not name.endswith("position_ids"):
+                yield name, draw(name, value.shape, layers, generator)
 
-    tensors = {f"model.diffusion_model.{unet_to_ldm(name, 3)}": value for name, value in drawn(unet).items()}
-    tensors |= {
-        f"first_stage_model.{vae_to_ldm(name)}": calm_vae(name, value) for name, value in drawn(vae).items()
+    # One at a time, since a whole UNet in full precision takes 10 GB.
+    tensors = {
+        f"model.diffusion_model.{unet_to_ldm(name, 3)}": value.to(dtype) for name, value in drawn(unet)
     }
+    tensors |= {f"first_stage_model.{vae_to_ldm(name)}": calm_vae(name, value) for name, value in drawn(vae)}
     start = "conditioner.embedders.0.transformer.text_model."
-    tensors |= {
-        start + name.removeprefix("text_model."): value for name, value in drawn(one, TEXT_LAYERS_1).items()
-    }
-    state = drawn(two, text_layers)
+    tensors |= {start + name.removeprefix("text_model."): value for name, value in drawn(one, TEXT_LAYERS_1)}
+    state = dict(drawn(two, text_layers))
     projection = state["text_projection.weight"]
     state["text_projection.weight"] = (projection + projection.T) / 2**0.5
     tensors |= {
