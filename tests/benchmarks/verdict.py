@@ -47,10 +47,10 @@ PRESET = REPOSITORY / "presets" / "demo.json"
 RATES = (2e-3, 4e-3, 8e-3)
 DOSES = (0.3, 0.9)
 """Learning rate times steps: at 0.4 the preset's LoRA shows the subject. A file is kept at each quarter of a run."""
-FIRST, FRESH_FROM = 3, 23
+FIRST, FRESH_FROM = 3, 51
 """Number of the first run of the grid (three of larger doses were made before it), and of the first that no limit was
 set from."""
-LABEL_SAMPLES = (16, 48)
+LABEL_SAMPLES = (16, 48, 96)
 """So many at first, and so many where these leave the label open."""
 SHOWN, FOLLOWED, INTACT = 0.6, 0.7, 0.33
 """Shares of samples that a good checkpoint reaches. The preset itself has 94, 100 and 66 %."""
@@ -82,7 +82,7 @@ def specs() -> list[Spec]:
     random.Random(5).shuffle(grid)
     return [
         Spec(number, rank, rate, round(dose / rate), pictures, mirrored, batch)
-        for number, (rank, rate, dose, pictures, mirrored, batch) in enumerate(grid[:48], FIRST)
+        for number, (rank, rate, dose, pictures, mirrored, batch) in enumerate(grid, FIRST)
     ]
 
 

@@ -31,7 +31,7 @@ VERSION = 3
 PICTURES = 8
 """Training pictures that a probe looks at."""
 DRAWN_STEPS = 12
-DRAWN_CAPTIONS = 8
+DRAWN_CAPTIONS = 16
 """How many captions are drawn with the base model and with each checkpoint; the first twice, by two seeds."""
 
 Emit = Callable[[Event], None]
