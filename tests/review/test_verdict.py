@@ -109,6 +109,7 @@ def test_a_run_from_raw_to_burnt() -> None:
     [
         ("learnt", {"learnt": 0.0}),
         ("aimless", {"astray": 0.5}),
+        ("nearest", {"nearest": 0.4}),
         ("contrast", {"contrast": 0.5}),
         ("contrast", {"contrast": 0.01}),
         ("detail", {"detail": 0.001}),

@@ -63,6 +63,7 @@ def test_every_file_is_measured_against_the_base(trained: Trained) -> None:
 
 def test_what_is_drawn_is_shown_to_the_base_model(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.review.measure.DRAWN_STEPS", 2)
+    monkeypatch.setattr("trainer.review.measure.DRAWN_CAPTIONS", 3)
     folder, run = trained
     assert run.config is not None
     drawn: dict[str, int] = {}
@@ -74,7 +75,8 @@ def test_what_is_drawn_is_shown_to_the_base_model(trained: Trained, monkeypatch:
         pictures=2,
         drawn=lambda name, made: drawn.update({name: len(made)}),
     )
-    assert drawn == {"": 9, run.checkpoints[0].path.name: 9, run.checkpoints[1].path.name: 9}
+    # The first caption is drawn by two seeds.
+    assert drawn == {"": 4, run.checkpoints[0].path.name: 4, run.checkpoints[1].path.name: 4}
     assert found.base is not None
     # The base model draws its own captions, and is asked about these.
     assert found.base.drawn == found.base.drawn_own
@@ -131,9 +133,10 @@ def test_a_file_of_another_program_is_measured_too(trained: Trained, tmp_path: P
 
 
 def test_a_folder_without_a_json_is_judged_in_the_shell(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Model and pictures are named, since a LoRA's metadata holds no paths."""
+    monkeypatch.setattr("trainer.review.measure.DRAWN_STEPS", 2)
     folder, run = trained
     last = run.checkpoints[-1].path
     (tmp_path / last.name).write_bytes(last.read_bytes())
