@@ -611,8 +611,9 @@ window.kiln = (() => {
         if (asking || document.hidden && Date.now() - seenAt < 10000) return;
         asking = true;
         try {
-            const now = await state.server.news({}), age = Date.now() - seenAt, doing = now.split(" ")[1];
-            if (doing !== wasDoing && wasDoing && doing === "idle") check();  // its files are there now
+            const now = await state.server.news({}), age = Date.now() - seenAt, doing = now.split(" ", 2).join(" ");
+            // Run and state: a short run begins and ends between two questions. Its files are there now.
+            if (wasDoing && doing !== wasDoing && doing.endsWith(" idle")) check();
             wasDoing = doing;
             // Drawing costs the browser time that whoever types elsewhere would feel; and an answer may have been lost.
             if (now !== seen && (isWatched() || age > 5000) || age > 15000) {

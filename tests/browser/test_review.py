@@ -66,6 +66,14 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     tab.tab("Train")
     train(tab, out / "tiny.safetensors")
 
+    # The checks hear of its file when it ends, and of what other programs do when the window comes back.
+    taken = "a run under this name replaces it"
+    expect(page.locator("#checks")).to_contain_text(taken)
+    elsewhere = (out / "tiny.safetensors").rename(served.folder / "elsewhere.safetensors")
+    page.evaluate("window.dispatchEvent(new Event('focus'))")
+    expect(page.locator("#checks")).not_to_contain_text(taken)
+    elsewhere.rename(out / "tiny.safetensors")
+
     # The run is looked at: a row for each prompt, a column for each step.
     tab.tab("Review")
     page.locator("#runs [data-review-run]").first.click()
