@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests import tiny
+from trainer import sampling
 from trainer.events import Event, LogLine, PhaseStarted, Progress, SampleReady
 from trainer.families.sd import StableDiffusion
 from trainer.job import Job
@@ -97,6 +99,37 @@ def test_same_picture_as_the_pipeline(
             generator=torch.Generator().manual_seed(5),
         ).images[0]
     compare(ours, theirs)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_together_as_alone(name: str, model: Path, tmp_path: Path) -> None:
+    """Each picture keeps its words and its noise; one of another size, or of a longer text, goes by itself."""
+    job = tiny.job(model, tmp_path, sample_sampler=name)
+    family = load(job)
+    prompts = [
+        SamplePrompt(prompt=words, negative=negative, width=width, height=64, seed=seed, steps=4, cfg_scale=3)
+        for words, negative, width, seed in [
+            ("a cat", "blurry", 72, 5),
+            ("a dog", "", 72, 6),
+            ("a cow", "red", 72, 7),
+            ("a cow", "red", 64, 7),
+            ("a cow" + ", word" * 90, "red", 64, 7),
+        ]
+    ]
+    calls: list[int] = []
+    drawn = [
+        [
+            picture.pixels_1CHW
+            for picture in sampling.draw(
+                family, job, prompts, together=together, progress=partial(calls.append, together)
+            )
+        ]
+        for together in (1, 4)
+    ]
+    for alone, together in zip(*drawn, strict=True):
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+    assert float((drawn[1][0] - drawn[1][1]).abs().max()) > 0.1
+    assert calls.count(4) * 5 == calls.count(1) * 3
 
 
 @pytest.mark.parametrize("name", ["lms", "euler", "euler_a", "dpm_2", "dpm_2_a"])

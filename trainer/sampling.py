@@ -3,13 +3,15 @@
 Nothing of the training is touched: noise comes from generators of its own, modes and devices of the
 models are put back. Facts: sd-scripts, library/train_util.py:sample_images_common, get_my_scheduler.
 
-Axes: B batch (negative and positive prompt), C channels, H/W latent height and width.
+Axes: B pictures (before the denoiser once with the negative, then with the positive prompt), C channels, H/W latent
+height and width.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import random
 import time
 import warnings
@@ -80,37 +82,37 @@ def denoise(
     latent_size: tuple[int, int],
     steps: int,
     cfg_scale: float,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[], None] = lambda: None,
 ) -> Tensor | None:
-    """Draw one picture's latents.
+    """Draw the latents of pictures that go through the denoiser together.
 
     Args:
         family: The loaded models.
-        text: Of the negative and the positive prompt; of the positive alone if ``cfg_scale`` is at most 1.
+        text: Of the negative, then of the positive prompts; of the positive alone if ``cfg_scale`` is at most 1.
         scheduler: From `scheduler_for`; its state is used up.
         latent_size: Height and width.
         steps: Of the sampler.
         cfg_scale: Weight of the difference between the two prompts.
-        generator: On the CPU; gives the starting noise, then that of ancestral samplers.
+        generators: One a picture, on the CPU; gives its starting noise, then that of ancestral samplers.
         stop: Asked before each call of the UNet.
         progress: Called after each call of the UNet.
 
     Returns:
-        Model latents 1CHW, float32; None if stopped.
+        Model latents BCHW, float32; None if stopped.
     """
     with _quiet():
         scheduler.set_timesteps(steps, device=family.device)
-    noise = family.sample_noise(latent_size, generator)
+    noise = torch.cat([family.sample_noise(latent_size, generator) for generator in generators])
     latents: Tensor = noise.to(family.device) * scheduler.init_noise_sigma
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    options = {"generator": generator} if takes_generator else {}
+    options = {"generator": list(generators)} if takes_generator else {}
+    guided = len(text.states_BTD) == 2 * len(generators)
     for timestep in scheduler.timesteps:
         if stop():
             return None
-        guided = text.states_BTD.shape[0] == 2
-        inputs = scheduler.scale_model_input(latents, timestep).expand(2 if guided else 1, -1, -1, -1)
+        inputs = scheduler.scale_model_input(latents, timestep).repeat(2 if guided else 1, 1, 1, 1)
         prediction = family.predict(inputs, timestep.expand(inputs.shape[0]), text, None).float()
         if guided:
             negative, positive = prediction.chunk(2)
@@ -199,10 +201,11 @@ def draw(
     job: Job,
     prompts: Sequence[SamplePrompt],
     *,
+    together: int = 1,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[], None] = lambda: None,
 ) -> Iterator[Drawn]:
-    """Draw ``prompts`` one after the other; ends early where ``stop`` says so.
+    """Draw ``prompts`` in their order; ends early where ``stop`` says so.
 
     The texts are encoded before the first picture, so that the text encoders are on the device once.
 
@@ -210,6 +213,8 @@ def draw(
         family: The loaded models, with whatever network is attached.
         job: For the sampler and the kind of prediction.
         prompts: What to draw.
+        together: So many neighbours of the same settings may go through the denoiser at once. Each keeps its own
+            noise; it differs by rounding from the same picture drawn alone.
         stop: Asked before each call of the denoiser.
         progress: Called after each call of the denoiser.
     """
@@ -220,27 +225,53 @@ def draw(
                 guided = family.uses_negative(_settings(family, job, prompt)[1])
                 words = [prompt.negative, prompt.prompt] if guided else [prompt.prompt]
                 texts.append(family.for_sample(family.encode_sample_prompts(words), prompt))
-        for prompt, text in zip(prompts, texts, strict=True):
-            steps, cfg_scale, name, width, height = _settings(family, job, prompt)
-            # Not from any generator of the run, so that its draws stay what they are.
-            seed = random.SystemRandom().randrange(2**32) if prompt.seed is None else prompt.seed
-            latents = denoise(
-                family,
-                text,
-                _scheduler(family, job, prompt),
-                latent_size=(height // family.latent_factor, width // family.latent_factor),
-                steps=steps,
-                cfg_scale=cfg_scale,
-                generator=torch.Generator().manual_seed(seed % 2**64),
-                stop=stop,
-                progress=progress,
-            )
-            if latents is None:
-                return
-            with _on_device(family, "vae"):
-                pixels = family.decode_latents(latents)
-            facts = f"Steps: {steps}, Sampler: {name}, CFG scale: {cfg_scale:g}, Seed: {seed}, "
-            yield Drawn(pixels, seed, f"{facts}Size: {width}x{height}")
+        alike = itertools.groupby(
+            zip(prompts, texts, strict=True),
+            # Texts of different length would have to be padded, which changes what is drawn.
+            key=lambda one: (_settings(family, job, one[0]), one[1].states_BTD.shape),
+        )
+        for (settings, _), group in alike:
+            steps, cfg_scale, name, width, height = settings
+            waiting = list(group)
+            while waiting:
+                some, waiting = waiting[:together], waiting[together:]
+                # Not from any generator of the run, so that its draws stay what they are.
+                seeds = [
+                    random.SystemRandom().randrange(2**32) if prompt.seed is None else prompt.seed
+                    for prompt, _ in some
+                ]
+                latents = denoise(
+                    family,
+                    _together([text for _, text in some]),
+                    _scheduler(family, job, some[0][0]),
+                    latent_size=(height // family.latent_factor, width // family.latent_factor),
+                    steps=steps,
+                    cfg_scale=cfg_scale,
+                    generators=[torch.Generator().manual_seed(seed % 2**64) for seed in seeds],
+                    stop=stop,
+                    progress=progress,
+                )
+                if latents is None:
+                    return
+                with _on_device(family, "vae"):
+                    pixels = family.decode_latents(latents)
+                for seed, pixels_CHW in zip(seeds, pixels, strict=True):
+                    facts = f"Steps: {steps}, Sampler: {name}, CFG scale: {cfg_scale:g}, Seed: {seed}, "
+                    yield Drawn(pixels_CHW[None], seed, f"{facts}Size: {width}x{height}")
+
+
+def _together(texts: Sequence[Text]) -> Text:
+    """Of several pictures: all negative prompts, then all positive ones."""
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(tensors), dim=1).flatten(0, 1)
+
+    pooled = [text.pooled_BD for text in texts if text.pooled_BD is not None]
+    return Text(
+        joined([text.states_BTD for text in texts]),
+        joined(pooled) if pooled else None,
+        {name: joined([text.extra[name] for text in texts]) for name in texts[0].extra},
+    )
 
 
 def _scheduler(family: Family, job: Job, prompt: SamplePrompt) -> Any:

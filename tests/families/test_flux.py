@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tests import tiny_flux
 from tests.families.make_flux_golden import COLUMNS, PROMPTS, ROWS, TOKENS, inputs
 from trainer import config as configuration
-from trainer import devices
+from trainer import devices, sampling
 from trainer.data import folder as folders
 from trainer.data.cache import KEY
 from trainer.draws import Draws
@@ -120,6 +120,31 @@ def test_guidance_is_the_configurations_in_training_and_the_prompts_in_samples(w
     assert torch.equal(trained, one)
     assert torch.equal(usual, stronger)
     assert not torch.allclose(one, usual)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_pictures_drawn_together_are_those_drawn_alone(world: Path, masked: bool) -> None:
+    made = job(world, apply_t5_attn_mask=masked)
+    family = Flux.load(made, CPU, torch.float32, lambda _: None)
+    prompts = [
+        SamplePrompt(
+            prompt=words,
+            negative="ugly",
+            width=64,
+            height=48,
+            seed=seed,
+            steps=2,
+            cfg_scale=3,
+            guidance=guidance,
+        )
+        for words, seed, guidance in [("a cat", 1, 1.0), ("a dog on a wall", 2, 3.5), ("a cow", 3, 7.0)]
+    ]
+    alone, together = (
+        torch.cat([drawn.pixels_1CHW for drawn in sampling.draw(family, made, prompts, together=count)])
+        for count in (1, 3)
+    )
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+    assert float((alone[0] - alone[1]).abs().max()) > 0.1
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from trainer.files import REPOSITORY
 from trainer.job import Job
 from trainer.networks.lora import LoraNetwork
 from trainer.prompts import SamplePrompt
-from trainer.sampling import sample
+from trainer.sampling import draw, sample
 
 CAPTIONS = ["a photo of sks dog", "", "1girl, " * 60]
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -267,6 +267,21 @@ def test_prediction_is_the_unets_with_exact_sizes(file: Path, tmp_path: Path) ->
         with torch.no_grad():
             expected = unet(noisy, timesteps, text.states_BTD, added_cond_kwargs=added).sample
         assert torch.equal(family.predict(noisy, timesteps, text, given), expected)
+
+
+def test_pictures_drawn_together_are_those_drawn_alone(file: Path, tmp_path: Path) -> None:
+    made = job(file, tmp_path)
+    family = load(made)
+    prompts = [
+        SamplePrompt(prompt=words, negative="ugly", width=64, height=96, seed=seed, steps=2, cfg_scale=3)
+        for words, seed in [("a cat", 1), ("a dog on a wall", 2), ("a cow", 3)]
+    ]
+    alone, together = (
+        torch.cat([drawn.pixels_1CHW for drawn in draw(family, made, prompts, together=count)])
+        for count in (1, 3)
+    )
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+    assert float((alone[0] - alone[1]).abs().max()) > 0.1
 
 
 def test_text_gradients_reach_all_layers_that_count(file: Path, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ VERSION = 3
 PICTURES = 8
 """Training pictures that a probe looks at."""
 DRAWN_STEPS = 12
+TOGETHER_PX = 512 * 512
+"""Pictures that are drawn go through the denoiser together up to this area: small ones are slow one by one, and large
+ones fill the memory."""
 DRAWN_CAPTIONS = 16
 """How many captions are drawn with the base model and with each checkpoint; the first twice, by two seeds."""
 
@@ -419,7 +422,8 @@ class _Bench:
         ]
         pictures = []
         with self.autocast():
-            for drawn in sampling.draw(self.family, self.job, wanted, stop=stopped):
+            together = max(1, TOGETHER_PX // (width * height))
+            for drawn in sampling.draw(self.family, self.job, wanted, together=together, stop=stopped):
                 levels = ((drawn.pixels_1CHW[0].float() / 2 + 0.5).clamp(0, 1) * 255).round().byte()
                 pictures.append(Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy()))
         return pictures
