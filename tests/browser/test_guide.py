@@ -84,6 +84,13 @@ def test_two_people_see_one_run_which_its_owner_stops(world: Path, browser: Brow
         bob.name("/etc/passwd")
         bob.page.locator("#load").click()
         expect(bob.page.get_by_text("/etc/passwd is outside the folders of this server")).to_be_visible()
+        # What is said covers nothing of the page's head.
+        assert bob.page.locator("#logout").evaluate(
+            """link => {
+                const { x, y, width, height } = link.getBoundingClientRect();
+                return document.elementFromPoint(x + width / 2, y + height / 2) === link;
+            }"""
+        )
         ann.page.locator("#stop").click()
         for tab in (ann, bob):
             expect(tab.page.locator("#progress")).to_contain_text("Stopped at step")
