@@ -506,6 +506,24 @@ window.kiln = (() => {
         if (wanted !== "en" && known.includes(wanted)) language(wanted);
     }
 
+    // A page that comes from another computer without TLS is given no clipboard: there the browser copies what is selected.
+    async function copy(button) {
+        const source = document.getElementById(button.dataset.copy), box = source.querySelector("textarea");
+        const text = box ? box.value : source.textContent;
+        if (navigator.clipboard) await navigator.clipboard.writeText(text);
+        else {
+            const selected = document.createElement("textarea");
+            selected.value = text;
+            document.body.append(selected);
+            selected.select();
+            document.execCommand("copy");
+            selected.remove();
+            button.focus();
+        }
+        button.textContent = "Copied";
+        setTimeout(() => { button.textContent = "Copy"; }, 3000);
+    }
+
     // ---- listeners -----------------------------------------------------------------------------------
     document.addEventListener("click", (event) => {
         if (event.target.closest("#tabs > .tab-wrapper button")) setTimeout(follow, 50);
@@ -526,10 +544,7 @@ window.kiln = (() => {
         else if (data.part) turn(data.part);
         else if ("epochs" in data) apply(Object.fromEntries(OVERRULES_EPOCH.map((name) => [name, 0])));
         else if (data.tab) openTab(data.tab);
-        else if (data.copy !== undefined) {
-            const words = document.getElementById(data.copy);
-            navigator.clipboard && navigator.clipboard.writeText(words.textContent);
-        }
+        else if (data.copy !== undefined) copy(target);
     });
     // gradio goes through the whole page for each field that it is asked for, so what is typed is taken from
     // here. Of a choice in a list it tells itself.

@@ -31,7 +31,8 @@ PARTS: tuple[Part, ...] = (
 OF_THE_LIST: frozenset[Part] = frozenset({"queue", "past"})
 """Parts that change with the list of runs and not with the run that is shown."""
 FIND = """<div class="kiln-find"><input type="search" id="kiln-log-search" aria-label="Search the log"
- placeholder="Search the log, Enter for the next"><span id="kiln-log-count" role="status"></span></div>"""
+ placeholder="Search the log, Enter for the next"><span id="kiln-log-count" role="status"></span>
+<button type="button" class="kiln-small" data-copy="log">Copy</button></div>"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def render() -> Panel:
                 max_lines=14,
                 interactive=False,
                 autoscroll=False,
-                buttons=["copy"],
+                buttons=[],
                 elem_id="log",
             )
             with gr.Accordion("The same from the command line", open=False):

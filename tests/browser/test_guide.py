@@ -95,6 +95,18 @@ def test_two_people_see_one_run_which_its_owner_stops(world: Path, browser: Brow
         for tab in (ann, bob):
             expect(tab.page.locator("#progress")).to_contain_text("Stopped at step")
             assert tab.errors == []
+        # Log and command can be copied, by browsers that give a clipboard and by those that give a LAN's pages none.
+        contexts[0].grant_permissions(["clipboard-read", "clipboard-write"])
+        bob.page.evaluate("delete Navigator.prototype.clipboard")
+        assert bob.page.evaluate("navigator.clipboard") is None
+        for tab in (ann, bob):
+            search = tab.page.locator("#kiln-log-search")
+            copy = tab.page.locator("[data-copy=log]")
+            copy.click()
+            expect(copy).to_have_text("Copied")
+            expect(copy).to_have_text("Copy")
+            search.press("Control+V")
+            expect(search).to_have_value(re.compile("bucket 64x64: 15 with repeats.*stopped at step"))
         bob.page.locator("#logout").click()
         expect(bob.page.get_by_role("button", name="Login")).to_be_visible()
         for context in contexts:
