@@ -47,7 +47,7 @@ PRESET = REPOSITORY / "presets" / "demo.json"
 RATES = (2e-3, 4e-3, 8e-3)
 DOSES = (0.3, 0.9)
 """Learning rate times steps: at 0.4 the preset's LoRA shows the subject. A file is kept at each quarter of a run."""
-FIRST, FRESH_FROM = 3, 23
+FIRST, FRESH_FROM = 3, 85
 """Number of the first run of the grid (three of larger doses were made before it), and of the first that no limit was
 set from."""
 LABEL_SAMPLES = (16, 48, 96)

@@ -16,20 +16,20 @@ from trainer.review.measure import Measure, Measures, read_measures, write_measu
 from trainer.review.probe import choose, recombined, trigger_of, without_trigger
 from trainer.review.verdict import LIMITS, judge, kinds, lines
 
-LEVELS = (0.4, 0.8)
+LEVELS = (0.1, 0.4, 0.7, 0.9)
 BASE = Measure(
     step=0,
     file="",
     norm=0,
     stable_rank=0,
     levels=LEVELS,
-    own=(0.2, 0.1),
-    other=(0.3, 0.2),
-    plain=(0.2, 0.1),
-    moved=(0, 0),
-    drawn=(0.05, 0.02),
-    drawn_other=(0.1, 0.06),
-    drawn_own=(0.05, 0.02),
+    own=(0.4, 0.2, 0.15, 0.1),
+    other=(0.5, 0.3, 0.25, 0.2),
+    plain=(0.4, 0.2, 0.15, 0.1),
+    moved=(0, 0, 0, 0),
+    drawn=(0.1, 0.05, 0.03, 0.02),
+    drawn_other=(0.1, 0.1, 0.09, 0.08),
+    drawn_own=(0.1, 0.05, 0.03, 0.02),
 )
 TRAINING = {"saturation": 0.4, "contrast": 0.2, "clipped": 0.01, "detail": 0.02}
 
@@ -52,18 +52,23 @@ def point(step: int, learnt: float, astray: float = -0.1, gap: float = 1.0, **fi
         own=own,
         other=other,
         plain=own,
-        moved=(learnt + astray,) * 2,
+        moved=(learnt + astray,) * 4,
         pictures={**TRAINING, **figures},
     )
 
 
 def shown(before: Measure, new: float = 0.0, flaws: float = 0.3) -> Measure:
-    """The checkpoint with pictures that were drawn: how new to the base model, and how much it would mend in them."""
+    """The checkpoint with pictures that were drawn: how new to the base model, and how much it would mend in them.
+
+    What is new counts at the level of 0.7 and what it would mend at 0.1 and 0.9; elsewhere both are as large as can be.
+    """
+    new_at, mends_at = (9, 9, new, 9), (flaws - 0.1, 9, 9, flaws + 0.1)
+    drawn = tuple(loss * math.exp(each) for loss, each in zip(BASE.plain, new_at, strict=True))
     return replace(
         before,
-        drawn=tuple(loss * math.exp(new) for loss in BASE.plain),
-        drawn_other=tuple(loss * math.exp(new) * 1.5 for loss in BASE.plain),
-        drawn_own=tuple(loss * math.exp(flaws) for loss in BASE.drawn_own),
+        drawn=drawn,
+        drawn_other=tuple(loss * 1.5 for loss in drawn),
+        drawn_own=tuple(loss * math.exp(each) for loss, each in zip(BASE.drawn_own, mends_at, strict=True)),
     )
 
 
@@ -96,7 +101,7 @@ def test_a_run_from_raw_to_burnt() -> None:
     assert signal.limit == LIMITS["aimless"].value
     # Every level, colours and blocks are told too, so that a person can disagree.
     told = {each.name: each for each in found.signals}
-    assert told["level 0.8"].values == pytest.approx(
+    assert told["level 0.7"].values == pytest.approx(
         {100: limit / 2, 200: limit * 1.2, 300: limit * 1.3, 400: limit * 1.3}
     )
     assert told["saturation"].values == {100: 0, 200: 0, 300: 0, 400: 0}
@@ -125,8 +130,8 @@ def test_each_signal_speaks_alone(name: str, values: dict[str, float]) -> None:
 
 
 def test_what_was_drawn_decides_in_place_of_the_losses() -> None:
-    """A file that learnt little by its losses shows the subject, and one that learnt much does not."""
-    raw, done = shown(point(100, 0.9), new=-2.0), shown(point(200, 0.5), new=0.05)
+    """A file that learnt little by its losses and went astray shows the subject, and one that learnt much does not."""
+    raw, done = shown(point(100, 0.9), new=-2.0), shown(point(200, 0.5, 9.0), new=0.05)
     burnt = shown(point(300, 0.9), flaws=LIMITS["flaws"].value + 0.1)
     run = of(raw, done, burnt)
     assert kinds(run) == ["undertrained", "good", "overtrained"]
@@ -134,11 +139,13 @@ def test_what_was_drawn_decides_in_place_of_the_losses() -> None:
     assert found.file == "run-step00000200.safetensors"
     assert LIMITS["flaws"].why in found.sentence
     told = {each.name: each for each in found.signals}
-    # By hand: the mean over the level of 0.8 alone, and over both; a wrong caption costs 0.5 here, and 1 and 2 there.
-    assert told["new"].values == pytest.approx({0: math.log(0.02 / 0.1), 100: -2.0, 200: 0.05, 300: 0.0})
+    # By hand; a wrong caption costs 0.5 here, and 1, 2 and 3 there at the levels that count.
+    assert told["new"].values == pytest.approx({0: math.log(0.03 / 0.15), 100: -2.0, 200: 0.05, 300: 0.0})
     assert told["flaws"].values == pytest.approx({0: 0, 100: 0.3, 200: 0.3, 300: LIMITS["flaws"].value + 0.1})
-    assert told["shows"].values == pytest.approx({100: 1 / 3, 200: 1 / 3, 300: 1 / 3})
-    assert (told["new"].says, told["learnt"].says, told["learnt"].limit) == ("good", None, None)
+    assert told["shows"].values == pytest.approx({100: 1 / 4, 200: 1 / 4, 300: 1 / 4})
+    assert (told["new"].says, told["flaws"].says) == ("good", "good")
+    for losses_alone in ("learnt", "aimless"):
+        assert (told[losses_alone].says, told[losses_alone].limit) == (None, None)
     assert judge(of(raw)).sentence.startswith(f"Undertrained at step 100, because {LIMITS['new'].why}")
 
 

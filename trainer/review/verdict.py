@@ -22,8 +22,10 @@ Direction = Literal["higher is better", "lower is better", "informs"]
 
 UPPER = (0.3, 0.95)
 """Noise levels at which shapes and layout are decided; below, only grain is."""
-TOP = (0.6, 0.95)
-"""Of these, levels at which it hardly shows whether a picture is a photograph or was drawn by a model."""
+SHAPES = (0.6, 0.8)
+"""Of these, the level at which it hardly shows whether a picture is a photograph or was drawn by a model."""
+GRAIN, LAYOUT = (0.0, 0.2), (0.8, 1.0)
+"""Levels at which what is spoilt shows most: between them, what is merely new does too."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ LIMITS: Mapping[str, Limit] = {
     "new": Limit(
         "What is new to the base model, against the training pictures",
         "higher is better",
-        -0.2,
+        -0.19,
         "undertrained",
         "its pictures show less that is new to the base model than the training pictures do",
         "its pictures are as new to the base model as the training pictures",
@@ -67,7 +69,7 @@ LIMITS: Mapping[str, Limit] = {
     "flaws": Limit(
         "What it would mend in its own pictures",
         "lower is better",
-        1.1,
+        0.94,
         "overtrained",
         "it draws pictures that it would mend itself",
         "it stands by the pictures that it draws",
@@ -79,6 +81,7 @@ LIMITS: Mapping[str, Limit] = {
         "overtrained",
         "it changes more in the model than it has learnt from the training pictures",
         "what it changes in the model, it has learnt from the training pictures",
+        unless="flaws",
     ),
     "contrast": Limit(
         "Contrast against the training pictures",
@@ -181,7 +184,7 @@ def _new(point: Measure, measures: Measures) -> float:
         return math.nan
     taught = base.plain or base.own
     ratios = [math.log(drawn / own) for drawn, own in zip(point.drawn, taught, strict=True)]
-    return _mean(base.levels, ratios, TOP)
+    return _mean(base.levels, ratios, SHAPES)
 
 
 def _flaws(point: Measure, measures: Measures) -> float:
@@ -190,7 +193,7 @@ def _flaws(point: Measure, measures: Measures) -> float:
     if base is None or not point.drawn_own or not base.drawn_own:
         return math.nan
     ratios = [math.log(mine / theirs) for mine, theirs in zip(point.drawn_own, base.drawn_own, strict=True)]
-    return sum(ratios) / len(ratios)
+    return (_mean(base.levels, ratios, GRAIN) + _mean(base.levels, ratios, LAYOUT)) / 2
 
 
 def _shows(point: Measure, measures: Measures) -> float:
