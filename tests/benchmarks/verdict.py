@@ -77,12 +77,16 @@ class Spec:
 
 
 def specs() -> list[Spec]:
-    """All runs, in an order that covers the ground early."""
+    """All runs, in an order that covers the ground early; the second half are those of the first with other seeds."""
     grid = list(itertools.product((4, 32), RATES, DOSES, (4, 16), (False, True), (2, 4)))
-    random.Random(5).shuffle(grid)
+    order = []
+    for seed in (5, 6):
+        part = grid.copy()
+        random.Random(seed).shuffle(part)
+        order += part
     return [
         Spec(number, rank, rate, round(dose / rate), pictures, mirrored, batch)
-        for number, (rank, rate, dose, pictures, mirrored, batch) in enumerate(grid, FIRST)
+        for number, (rank, rate, dose, pictures, mirrored, batch) in enumerate(order, FIRST)
     ]
 
 
