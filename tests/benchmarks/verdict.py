@@ -3,6 +3,7 @@
     python -m tests.benchmarks.verdict WORK --train [--runs N]   # make and measure what is missing
     python -m tests.benchmarks.verdict WORK --look-at FOLDER ... # measure runs that were made elsewhere
     python -m tests.benchmarks.verdict WORK                      # print the agreement
+    python -m tests.benchmarks.verdict WORK --fit [--before N]   # limits as these runs would set them
 
 Runs vary rank, learning rate, number of pictures, mirrored or clean pictures and batch size; each keeps several
 checkpoints. The label of a checkpoint comes from samples that diffusers draws and `assets.demo.reader` judges:
@@ -27,8 +28,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
+from scipy.optimize import minimize
 
 from assets.demo import draw, make_subject, reader
 from tests.demo import figures
@@ -40,7 +43,7 @@ from trainer.files import REPOSITORY, atomic_write
 from trainer.job import Job
 from trainer.review.measure import Measures, measure_run, read_measures, write_measures
 from trainer.review.run_folder import RunFolder, open_run
-from trainer.review.verdict import Kind, judge, kinds
+from trainer.review.verdict import LIMITS, Kind, judge, kinds
 
 PICTURES = REPOSITORY / "assets" / "demo" / "images" / "25_k1ln person"
 PRESET = REPOSITORY / "presets" / "demo.json"
@@ -314,6 +317,54 @@ def report(work: Path) -> None:
             print(f"    reader {labelled:<13} verdict {said:<13} {count}")
 
 
+def fit(work: Path, before: int) -> None:
+    """Limits by logistic regression on one signal each, and the agreement with each run left out of its limits in turn.
+
+    ``flaws`` parts overtrained files from the others, ``new`` undertrained files from good ones.
+    """
+    runs = []
+    for spec, labels, measures in results(work):
+        if before <= spec["number"] < 1000:
+            continue
+        told = {signal.name: signal.values for signal in judge(measures).signals}
+        steps = {point.step: kind_of(labels[point.file]) for point in measures.points if point.file in labels}
+        runs.append(
+            [({name: each[step] for name, each in told.items()}, kind) for step, kind in steps.items()]
+        )
+
+    def limits(some: Sequence[list[tuple[dict[str, float], Kind]]]) -> tuple[float, float]:
+        files = [file for run in some for file in run]
+        return (
+            border([(values["flaws"], kind == "overtrained") for values, kind in files]),
+            border([(values["new"], kind == "good") for values, kind in files if kind != "overtrained"]),
+        )
+
+    right = total = 0
+    for place, run in enumerate(runs):
+        flaws, new = limits(runs[:place] + runs[place + 1 :])
+        for values, kind in run:
+            spoilt = values["flaws"] > flaws
+            spoilt |= any(values[name] > LIMITS[name].value for name in ("contrast", "detail"))
+            right += kind == ("overtrained" if spoilt else "undertrained" if values["new"] < new else "good")
+            total += 1
+    flaws, new = limits(runs)
+    print(f"of {len(runs)} runs: flaws {flaws:.3f}, new {new:.3f}")
+    print(f"each run left out in turn: {right} of {total} ({right / total:.0%})")
+
+
+def border(answers: Sequence[tuple[float, bool]]) -> float:
+    """Where yes and no are as likely as each other, by logistic regression."""
+    values, yes = (np.array(each, dtype=float) for each in zip(*answers, strict=True))
+
+    def misfit(line: Any) -> float:
+        return float(
+            np.logaddexp(0, (1 - 2 * yes) * (line[0] * values + line[1])).sum() + 1e-4 * line[0] ** 2
+        )
+
+    slope, height = minimize(misfit, [0.0, 0.0]).x
+    return float(-height / slope)
+
+
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -324,8 +375,14 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=10**6, help="at most so many")
     parser.add_argument("--first", type=int, default=FIRST, help="number of the first run")
+    parser.add_argument("--fit", action="store_true", help="print the limits that these runs would set")
+    parser.add_argument(
+        "--before", type=int, default=FRESH_FROM, help="with --fit: of runs before this number"
+    )
     options = parser.parse_args()
-    if options.look_at:
+    if options.fit:
+        fit(options.work, options.before)
+    elif options.look_at:
         look_at(options.work, options.look_at)
     elif options.train:
         make(options.work, options.runs, options.first)
