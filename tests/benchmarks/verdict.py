@@ -28,10 +28,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
-from scipy.optimize import minimize
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from assets.demo import draw, make_subject, reader
 from tests.demo import figures
@@ -354,15 +354,18 @@ def fit(work: Path, before: int) -> None:
 
 def border(answers: Sequence[tuple[float, bool]]) -> float:
     """Where yes and no are as likely as each other, by logistic regression."""
-    values, yes = (np.array(each, dtype=float) for each in zip(*answers, strict=True))
+    values, yes = (torch.tensor(each, dtype=torch.float64) for each in zip(*answers, strict=True))
+    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([line], max_iter=500, line_search_fn="strong_wolfe")
 
-    def misfit(line: Any) -> float:
-        return float(
-            np.logaddexp(0, (1 - 2 * yes) * (line[0] * values + line[1])).sum() + 1e-4 * line[0] ** 2
-        )
+    def misfit() -> Tensor:
+        search.zero_grad()
+        found = binary_cross_entropy_with_logits(line[0] * values + line[1], yes)
+        found.backward()  # type: ignore[no-untyped-call]
+        return found
 
-    slope, height = minimize(misfit, [0.0, 0.0]).x
-    return float(-height / slope)
+    search.step(misfit)  # type: ignore[no-untyped-call]
+    return float(-line[1] / line[0])
 
 
 def main() -> None:
