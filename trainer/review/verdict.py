@@ -1,8 +1,8 @@
 """Undertrained, good or overtrained: from the measures of a run's checkpoints, with reasons.
 
-Each signal is a number per checkpoint with a limit. The limits were set from 31 runs of the demo world and measured on
-49 that were made afterwards: 162 of 196 files were called what a reader of pixels found in samples of them, and 114 of
-the 123 whose samples leave no doubt (tests/benchmarks/README.md).
+Each signal is a number per checkpoint with a limit. The limits were set from 93 runs of the demo world and measured on
+31 that were made afterwards: 103 of 124 files were called what a reader of pixels found in samples of them, and 82 of
+the 91 whose samples leave no doubt (tests/benchmarks/README.md).
 """
 
 from __future__ import annotations
