@@ -12,7 +12,20 @@ import torch
 from trainer.errors import ConfigError
 from trainer.events import MemorySampled
 
-__all__ = ["check_precision", "choose", "describe", "free", "inference_dtype", "memory", "weight_dtype"]
+__all__ = [
+    "DEFAULT_DTYPE",
+    "check_precision",
+    "choose",
+    "describe",
+    "free",
+    "inference_dtype",
+    "memory",
+    "weight_dtype",
+]
+
+DEFAULT_DTYPE = threading.RLock()
+"""Held by whoever makes PyTorch's default dtype, which all threads share, another than float32, as transformers does
+while it makes a model; and by whoever computes beside that. No run goes on meanwhile."""
 
 _PROCESS = psutil.Process(os.getpid())
 _peak_lock = threading.Lock()

@@ -12,14 +12,33 @@ Axes: B batch, C channels, H/W latent height and width.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Draws"]
+__all__ = ["GENERATORS", "Draws", "aside"]
+
+GENERATORS = threading.RLock()
+"""PyTorch's own generators, from which dropouts draw, are one for all threads: a step holds this from its seed to its
+last draw."""
+
+
+@contextlib.contextmanager
+def aside(*devices: torch.device) -> Iterator[None]:
+    """For what may draw from PyTorch's own generators and is no step of a run, such as an optimizer's trial.
+
+    They are left as they were, and no step draws meanwhile.
+
+    Args:
+        devices: Accelerators whose generators may be drawn from; the CPU's always may.
+    """
+    with GENERATORS, torch.random.fork_rng(devices=devices):
+        yield
 
 
 class Draws:

@@ -8,6 +8,7 @@ as an estimate: CUDA's own memory, gaps in its allocator, and every figure in se
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from trainer import devices, launch, memory, optimizers, plugins, prompts
 from trainer.data.types import Dataset, Size
-from trainer.draws import Draws
+from trainer.draws import Draws, aside
 from trainer.errors import TrainerError
 from trainer.families._base import Family
 from trainer.job import Job
@@ -147,7 +148,9 @@ def _load(job: Job, kind: str) -> _Subject:
         "UNet": parameter_count(family.unet),
         "text encoder": sum(parameter_count(model) for model in family.text_encoders.values()),
     }
-    network = plugin_for(job).create(family, job, Draws(job.seed), _silent)
+    # With every layer at work most is needed; and a draw would be missing to a run that goes on beside this.
+    whole = replace(job, network_args=dict(job.network_args) | {"module_dropout": "0"})
+    network = plugin_for(job).create(family, whole, Draws(job.seed), _silent)
     parameters["trained"] = sum(parameter.numel() for parameter in network.parameters())
     network.attach()
     full = job.config.full_fp16 or job.config.full_bf16
@@ -271,7 +274,9 @@ def _step(subject: _Subject, size: Size) -> tuple[Traced, int]:
         text = family.encode_prompts([""] * batch, weighted=config.weighted_captions)
         return family.predict(*_inputs(family, batch, size), text, None)
 
-    found = subject.trace(forward, backward=True)
+    # Checkpointing sets PyTorch's generators back and forth.
+    with aside() if config.gradient_checkpointing else contextlib.nullcontext():
+        found = subject.trace(forward, backward=True)
     for parameter in subject.network.parameters():
         parameter.grad = None
     return found, 0 if offload is None else offload.moved_bytes
@@ -333,7 +338,7 @@ def optimizer_bytes(job: Job, groups: list[ParamGroup]) -> int:
 
     ones = [nn.Parameter(small(shape)) for shape in shapes]
     rate = next((group.lr for group in groups if group.lr), 1e-4)
-    with torch.random.fork_rng(devices=[]):
+    with aside():
         built = optimizers.create(job, [ParamGroup("unet", ones, rate)])
         for _ in range(2):
             for parameter in ones:
@@ -382,7 +387,7 @@ def forecast(
     if size is None:
         sizes = dataset.buckets if dataset is not None and dataset.buckets else ((job.width, job.height),)
         size = max(sizes, key=lambda one: one[0] * one[1])
-    with _AT_WORK:
+    with _AT_WORK, devices.DEFAULT_DTYPE:
         return _forecast(job, dataset, kind, size, _memo(job, kind))
 
 

@@ -22,7 +22,7 @@ from trainer import devices, metadata, outputs, prompts, sampling, states
 from trainer.controls import Controls
 from trainer.data.loader import Loader
 from trainer.data.types import Batch
-from trainer.draws import Draws
+from trainer.draws import GENERATORS, Draws
 from trainer.errors import DivergedError, TrainerError
 from trainer.events import (
     CheckpointRemoved,
@@ -206,13 +206,16 @@ class Run:
         """Forward and backward pass of the micro-batch at ``place`` in the run; the loss stays on the device."""
         family = self.family
         # Dropouts draw from torch's own generator, which gradient checkpointing replays.
-        torch.manual_seed(self.draws.key("step", place))
-        noised = self.objective.mix(self._latents(batch), drawn)
-        with self.accelerator.autocast():
-            text = family.encode_batch(batch, weighted=self.job.config.weighted_captions)
-            prediction = family.predict(noised.noisy_BCHW.to(family.dtype), noised.timesteps_B, text, batch)
-        loss, _ = self.objective.loss(prediction, noised, batch)
-        self.accelerator.backward(loss / self.job.config.gradient_accumulation_steps)
+        with GENERATORS:
+            torch.manual_seed(self.draws.key("step", place))
+            noised = self.objective.mix(self._latents(batch), drawn)
+            with self.accelerator.autocast():
+                text = family.encode_batch(batch, weighted=self.job.config.weighted_captions)
+                prediction = family.predict(
+                    noised.noisy_BCHW.to(family.dtype), noised.timesteps_B, text, batch
+                )
+            loss, _ = self.objective.loss(prediction, noised, batch)
+            self.accelerator.backward(loss / self.job.config.gradient_accumulation_steps)
         return loss.detach()
 
     def _latent_shape(self, batch: Batch) -> tuple[int, int, int]:
@@ -239,7 +242,8 @@ class Run:
             self.accelerator.clip_grad_norm_(list(self.network.parameters()), self.job.config.max_grad_norm)
         self.network.before_update()
         lr = self.schedule.rates()
-        self.built.optimizer.step()
+        with GENERATORS:
+            self.built.optimizer.step()
         if not getattr(self.built.optimizer, "step_was_skipped", False):
             self.schedule.step()
         self.built.optimizer.zero_grad(set_to_none=True)

@@ -56,7 +56,7 @@ SMALLEST_PX = 64  # sd-scripts, train_util.py:sample_image_inference
 
 def scheduler_for(sampler: str, *, v_prediction: bool) -> Any:
     """A diffusers scheduler as Kohya sets it up; DDIM for a name that is not known."""
-    import diffusers
+    from trainer.libraries import diffusers
 
     name, options = SAMPLERS.get(sampler.removeprefix("k_"), SAMPLERS["ddim"])
     with _quiet():

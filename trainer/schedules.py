@@ -177,11 +177,10 @@ def _steps(value: float, total: int) -> int:
 
 def _curve(job: Job, name: str, total: int, warmup: int) -> tuple[Callable[..., LRScheduler], dict[str, Any]]:
     """The library's function for a schedule, and what sd-scripts gives it (cosine: no num_cycles)."""
-    if name == "piecewise_constant":
-        from diffusers.optimization import get_piecewise_constant_schedule
+    from trainer.libraries import diffusers, transformers
 
-        return get_piecewise_constant_schedule, {}
-    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, SchedulerType
+    if name == "piecewise_constant":
+        return diffusers.optimization.get_piecewise_constant_schedule, {}
 
     config, engine = job.config, job.engine
     cycles = config.lr_scheduler_num_cycles
@@ -208,7 +207,8 @@ def _curve(job: Job, name: str, total: int, warmup: int) -> tuple[Callable[..., 
             "min_lr_ratio": engine.lr_scheduler_min_lr_ratio or 0.0,
         },
     }
-    return TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)], given[name]
+    known = transformers.optimization
+    return known.TYPE_TO_SCHEDULER_FUNCTION[known.SchedulerType(name)], given[name]
 
 
 def _custom_class(kind: str) -> type[LRScheduler]:

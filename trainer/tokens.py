@@ -63,10 +63,7 @@ def clip_tokenizer(table: Path, *, pad_id: int = 49407) -> Any:
     Raises:
         ModelFileError: The file is missing or broken.
     """
-    # Alone first: a thread that waits for another's first import of transformers is then given the module as it was
-    # before transformers put one in its place that finds its classes; the second import finds that one.
-    import transformers  # noqa: F401
-    from transformers import CLIPTokenizer
+    from trainer.libraries import CLIPTokenizer
 
     vocabulary, merges = _byte_pairs(table)
     return CLIPTokenizer(

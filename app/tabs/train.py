@@ -115,7 +115,7 @@ def render() -> Panel:
     )
 
 
-CHECKING = '<div class="kiln-alert kiln-ready"><p>Checking the settings …</p></div>'
+CHECKING = '<div class="kiln-alert"><p>Checking the settings …</p></div>'
 
 
 def _losses(points: list[Point]) -> str:

@@ -59,16 +59,14 @@ def _clip() -> Any:
 
 @cache
 def _t5() -> Any:
-    import transformers  # noqa: F401  alone first: see trainer.tokens
-    from transformers import T5Tokenizer
+    from trainer.libraries import T5Tokenizer
 
     return _unlimited(T5Tokenizer.from_pretrained(str(MODELS / "t5"), local_files_only=True))
 
 
 @cache
 def _of_folder(folder: Path) -> Any:
-    import transformers  # noqa: F401  alone first: see trainer.tokens
-    from transformers import CLIPTokenizer
+    from trainer.libraries import CLIPTokenizer
 
     try:
         return _unlimited(CLIPTokenizer.from_pretrained(str(folder), local_files_only=True))

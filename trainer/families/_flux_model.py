@@ -184,7 +184,7 @@ def build(config: Mapping[str, Any]) -> Any:
     Args:
         config: Of FluxTransformer2DModel.
     """
-    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from trainer.libraries import FluxTransformer2DModel
 
     with torch.device("meta"):
         model: Any = FluxTransformer2DModel.from_config(dict(config))

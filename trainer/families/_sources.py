@@ -117,7 +117,7 @@ class UnetFile:
     """
 
     def __init__(self, source: Source, device: torch.device, dtype: torch.dtype, job: Job, say: Say) -> None:
-        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from trainer.libraries import UNet2DConditionModel
 
         if source.file is None:
             folder = source.path / "unet"
@@ -176,10 +176,13 @@ def load_clip(
         dtype: Of its weights.
         job: Says whether they are stored small.
     """
-    from transformers import CLIPTextConfig
+    from trainer.libraries import CLIPTextConfig
 
     with torch.device("meta"):
-        encoder = kind._from_config(CLIPTextConfig.from_dict(dict(values)), attn_implementation="sdpa")
+        # Without dtype=None the one that the config names would become PyTorch's default, in all threads.
+        encoder = kind._from_config(
+            CLIPTextConfig.from_dict(dict(values)), attn_implementation="sdpa", dtype=None
+        )
     place = memory.placing(job, "text", encoder, device, dtype, scaled=file.scaled)
     checkpoints.fill(encoder, file, names, device=device, dtype=dtype, what="text encoder", place=place)
     # Not a weight, so no file has it.
@@ -192,7 +195,7 @@ def load_clip(
 
 def load_vae(source: Source, job: Job, device: torch.device, dtype: torch.dtype, say: Say) -> Any:
     """The VAE: the file in the field vae, or the model's own."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from trainer.libraries import AutoencoderKL
 
     text = job.config.vae.strip()
     base = source.facts["vae"]
@@ -261,7 +264,7 @@ def load_tokenizer(source: Source, name: str, vocabulary: int, pad_id: int) -> A
     """
     folder = source.path / name
     if source.file is None and folder.is_dir():
-        from transformers import CLIPTokenizer
+        from trainer.libraries import CLIPTokenizer
 
         try:
             return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)

@@ -572,7 +572,7 @@ def _open(path: Path) -> TensorFile:
 
 
 def _load_vae(base: Path | None, job: Job, device: torch.device, dtype: torch.dtype) -> Any:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from trainer.libraries import AutoencoderKL
 
     path = _given(job, "ae", base, "vae", "VAE Path", "its autoencoder, ae.safetensors")
     file = _open(path)
@@ -628,12 +628,12 @@ class _TextEncoders:
             self.loaded["te3"] = self._load_t5(resident=not self._cached)
 
     def _load_clip(self, device: torch.device) -> Any:
-        from transformers import CLIPTextConfig, CLIPTextModel
+        from trainer.libraries import CLIPTextConfig, CLIPTextModel
 
         file = self._files["te1"]
         with torch.device("meta"):
             encoder = CLIPTextModel._from_config(
-                CLIPTextConfig.from_dict(self._clip_config), attn_implementation="sdpa"
+                CLIPTextConfig.from_dict(self._clip_config), attn_implementation="sdpa", dtype=None
             )
         # Some files carry CLIP's logit_scale along, a single number.
         names = checkpoints.clip_names(key for key, shape in file.shapes.items() if shape)
@@ -646,11 +646,11 @@ class _TextEncoders:
 
     def _load_t5(self, *, resident: bool) -> Any:
         """T5; not ``resident``: as it is in the file, mapped where it can be, to be put to work by `at_work`."""
-        from transformers import T5Config, T5EncoderModel
+        from trainer.libraries import T5Config, T5EncoderModel
 
         file = self._files["te3"]
         with torch.device("meta"):
-            encoder = T5EncoderModel._from_config(T5Config(**self._t5_config))
+            encoder = T5EncoderModel._from_config(T5Config(**self._t5_config), dtype=None)
         stack = encoder.encoder
         checkpoints.fill(
             stack,
@@ -760,7 +760,7 @@ class _TextEncoders:
 @cache
 def _t5_tokenizer() -> Any:
     """T5's tokenizer from the sentence-piece model that comes with this program."""
-    from transformers import T5Tokenizer
+    from trainer.libraries import T5Tokenizer
 
     return T5Tokenizer.from_pretrained(str(MODELS / "t5"), local_files_only=True)
 

@@ -239,7 +239,7 @@ def _folder(path: Path, job: Job) -> _Source:
 
 
 def _load_text_encoder(source: _Source, device: torch.device, dtype: torch.dtype, job: Job) -> Any:
-    from transformers import CLIPTextModel
+    from trainer.libraries import CLIPTextModel
 
     if source.file is None:
         folder = source.path / "text_encoder"

@@ -425,7 +425,7 @@ def _check_folder(path: Path) -> None:
 def _load_text_encoders(
     source: Source, device: torch.device, dtype: torch.dtype, job: Job
 ) -> dict[Part, nn.Module]:
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    from trainer.libraries import CLIPTextModel, CLIPTextModelWithProjection
 
     if source.file is None:
         folders = source.path / "text_encoder", source.path / "text_encoder_2"

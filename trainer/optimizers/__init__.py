@@ -99,6 +99,7 @@ def problems(job: Job, device: torch.device) -> list[str]:
 def _try_out(job: Job, recipe: Recipe, device: torch.device) -> None:
     import torch
 
+    from trainer.draws import aside
     from trainer.networks._base import ParamGroup
 
     # 2-D layers throughout; SD 1.x and LoCon wrap convolutions too. Large enough for 8-bit states.
@@ -114,7 +115,7 @@ def _try_out(job: Job, recipe: Recipe, device: torch.device) -> None:
         return (torch.randn(shape, generator=generator) * 0.01).to(device, dtype)
 
     rates = {"textencoder": job.text_encoder_lr, "unet": job.unet_lr}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with aside(*[device] * (device.type == "cuda")):
         groups = [
             ParamGroup(name, [torch.nn.Parameter(small(shape)) for shape in shapes], rate)
             for name, rate in rates.items()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer.draws import aside
 from trainer.errors import TrainerError
 from trainer.events import LogLine
 from trainer.lora_file import LoraFile
@@ -124,12 +125,12 @@ class Watch:
             autocast=run.accelerator.autocast,
             words=words,
         )
-        with torch.random.fork_rng(devices=[]):
+        with aside():
             self._probe.measure_base(run.network)
 
     def _point(self, run: Run, step: int, file: Path | None) -> None:
         assert self._probe is not None
-        with torch.random.fork_rng(devices=[]):
+        with aside():
             figures = self._probe.measure(run.network)
         _, pairs = pairs_of(LoraFile(run.network.state_dict()), "the network")
         weights = weight_figures(pairs)

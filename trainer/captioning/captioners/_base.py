@@ -127,18 +127,19 @@ def loaded(
     Raises:
         ModelFileError: The folder holds another kind of model, or is incomplete.
     """
-    import transformers  # noqa: F401  alone first: see trainer.tokens
-    from transformers import AutoConfig
+    from trainer import devices
+    from trainer.libraries import transformers
 
     try:
-        kind = AutoConfig.from_pretrained(str(model), local_files_only=True).model_type
+        kind = transformers.AutoConfig.from_pretrained(str(model), local_files_only=True).model_type
         wanted = model_class.config_class.model_type
         if kind != wanted:
             raise ModelFileError(f"{model} holds a model of the kind {kind}: this captioner needs {wanted}")
         processor = processor_class.from_pretrained(str(model), local_files_only=True)
-        network, report = model_class.from_pretrained(
-            str(model), local_files_only=True, dtype=dtype, output_loading_info=True
-        )
+        with devices.DEFAULT_DTYPE:
+            network, report = model_class.from_pretrained(
+                str(model), local_files_only=True, dtype=dtype, output_loading_info=True
+            )
     except ModelFileError:
         raise
     except Exception as error:  # damaged files raise anything

@@ -56,10 +56,11 @@ class Blip(Captioner):
     @classmethod
     def load(cls, model: Path, options: Any, device: torch.device, dtype: torch.dtype, say: Say) -> Blip:
         """Load the model; see `Captioner.load`."""
-        import transformers  # noqa: F401  alone first: see trainer.tokens
-        from transformers import BlipForConditionalGeneration, BlipProcessor
+        from trainer.libraries import transformers
 
-        network, processor = loaded(model, BlipForConditionalGeneration, BlipProcessor, device, dtype)
+        network, processor = loaded(
+            model, transformers.BlipForConditionalGeneration, transformers.BlipProcessor, device, dtype
+        )
         return cls(network, processor, options)
 
     def describe(self, pictures: Sequence[Image.Image]) -> list[str]:

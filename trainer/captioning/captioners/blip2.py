@@ -59,10 +59,11 @@ class Blip2(Captioner):
     @classmethod
     def load(cls, model: Path, options: Any, device: torch.device, dtype: torch.dtype, say: Say) -> Blip2:
         """Load the model; see `Captioner.load`."""
-        import transformers  # noqa: F401  alone first: see trainer.tokens
-        from transformers import Blip2ForConditionalGeneration, Blip2Processor
+        from trainer.libraries import transformers
 
-        network, processor = loaded(model, Blip2ForConditionalGeneration, Blip2Processor, device, dtype)
+        network, processor = loaded(
+            model, transformers.Blip2ForConditionalGeneration, transformers.Blip2Processor, device, dtype
+        )
         return cls(network, processor, options)
 
     def describe(self, pictures: Sequence[Image.Image]) -> list[str]:

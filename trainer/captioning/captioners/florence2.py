@@ -47,11 +47,14 @@ class Florence2(Captioner):
     @classmethod
     def load(cls, model: Path, options: Any, device: torch.device, dtype: torch.dtype, say: Say) -> Florence2:
         """Load the model; see `Captioner.load`."""
-        import transformers  # noqa: F401  alone first: see trainer.tokens
-        from transformers import Florence2ForConditionalGeneration, Florence2Processor
+        from trainer.libraries import transformers
 
         network, processor = loaded(
-            model, Florence2ForConditionalGeneration, Florence2Processor, device, dtype
+            model,
+            transformers.Florence2ForConditionalGeneration,
+            transformers.Florence2Processor,
+            device,
+            dtype,
         )
         return cls(network, processor, options)
 
