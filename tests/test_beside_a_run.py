@@ -133,8 +133,6 @@ def test_a_run_is_the_same_while_settings_are_checked(tmp_path: Path) -> None:
         "gradient_checkpointing": True,
         "max_train_steps": 4,
         "sample_every_n_steps": 2,
-    }
-    values |= {
         "sample_prompts": "a cat --w 64 --h 64 --s 2 --d 1",
         "additional_parameters": "--sample_at_first",
     }
