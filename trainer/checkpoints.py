@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -202,8 +203,20 @@ LEFT_BY_TRAINERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "nu
 """Packages whose classes old checkpoints carry beside the weights (SD 1.4 does)."""
 
 
+_UNPICKLING = threading.Lock()
+"""What PyTorch's reader allows is one for all threads: who is done takes back what another still needs."""
+
+
 def _unpickle(path: Path) -> Mapping[str, Any]:
     """Read a pickled checkpoint without executing anything in it."""
+    with _UNPICKLING:
+        content = _loaded(path)
+    if not isinstance(content, Mapping):
+        raise ModelFileError(f"{path} holds no tensors by name: it is not a model checkpoint")
+    return content
+
+
+def _loaded(path: Path) -> Any:
     allowed: list[Any] = []
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -220,9 +233,9 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about storages of the torch that wrote the file
             try:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # written before torch 1.6: not a zip file, cannot be mapped
-                content = torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error}") from error
     except Exception as error:
@@ -230,9 +243,6 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
             f"{path} is not a checkpoint that can be opened safely ({str(error).splitlines()[0]}): "
             "copy it again, or use a .safetensors file"
         ) from error
-    if not isinstance(content, Mapping):
-        raise ModelFileError(f"{path} holds no tensors by name: it is not a model checkpoint")
-    return content
 
 
 def open_tensors(path: Path) -> TensorFile:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +170,9 @@ def test_ckpt_with_nested_weights_and_ema(shelf: Path, tmp_path: Path) -> None:
     same_family(load(tiny.job(old, tmp_path)), tiny.models())
 
 
-def test_ckpt_with_what_a_training_program_left(
-    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SD 1.4's own checkpoint names a callback's class; it is read, and nothing of it is run."""
+@pytest.fixture
+def lightning(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint that names a callback's class and a number of numpy's, as SD 1.4's own does."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
     module = types.ModuleType(name)
 
@@ -191,7 +192,26 @@ def test_ckpt_with_what_a_training_program_left(
             patch.setitem(sys.modules, parent, types.ModuleType(parent))
         patch.setitem(sys.modules, name, module)
         torch.save(content, path)
-    same_family(load(tiny.job(path, tmp_path)), tiny.models())
+    return path
+
+
+def test_ckpt_with_what_a_training_program_left(lightning: Path, tmp_path: Path) -> None:
+    """It is read, and nothing of it is run."""
+    same_family(load(tiny.job(lightning, tmp_path)), tiny.models())
+
+
+def test_ckpt_is_read_by_two_threads_at_once(lightning: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a check and a start: what the reader was told to allow stays allowed until both are done."""
+    read, times = torch.load, [0.1, 0.4]
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        time.sleep(times.pop(0))
+        return read(*args, **options)
+
+    monkeypatch.setattr(torch, "load", slowly)
+    with ThreadPoolExecutor() as threads:
+        first, second = (threads.submit(checkpoints.open_tensors, lightning) for _ in range(2))
+    assert first.result().shapes == second.result().shapes
 
 
 class Attack:
