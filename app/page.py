@@ -94,9 +94,15 @@ def _warm_up() -> None:
     import trainer.runner  # noqa: F401
 
 
-def head(form: Form) -> str:
-    """The page's script and what it must know of the fields."""
-    parts = {"parts": [label for label, _ in parameters.TABS], "simple": parameters.SIMPLE}
+def head(form: Form, opened: Path | None = None) -> str:
+    """The page's script and what it must know of the fields.
+
+    Args:
+        form: The fields.
+        opened: A file that goes before what a browser kept, until that has seen it once as it is now.
+    """
+    parts: dict[str, Any] = {"parts": [label for label, _ in parameters.TABS], "simple": parameters.SIMPLE}
+    parts["opened"] = "" if opened is None else f"{opened} {opened.stat().st_mtime_ns}"
     facts = json.dumps({**form.facts(), **parts}, separators=(",", ":")).replace("</", "<\\/")
     return f'<script type="application/json" id="kiln-facts">{facts}</script><script>{looks.SCRIPT}</script>'
 
@@ -197,15 +203,16 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         def on_open(kept: Any, request: gr.Request) -> list[Any]:
             opened()
             place = gr.skip() if session.doing == "idle" else gr.Tabs(selected="train")
-            recents = gr.Dropdown(session.recent())
+            recents, file = gr.Dropdown(session.recent()), None
             try:
                 loaded, named = read(kept)
                 mine = json.loads(kept).get("origin", "")
             except ConfigError:  # no draft: what the server shows
-                loaded, named, mine = Loaded(session.config), base_name(session.base), ""
+                loaded, named, file = Loaded(session.config), base_name(session.base), session.opened
+                mine = "" if file is None else file.name
             since = mine if isinstance(mine, str) else ""
             values = [*form.show(loaded.config), loaded.config.model_dump(), named, since[:200]]
-            return [*values, "", recents, place]
+            return [*values, "", recents, place, gr.skip() if file is None else str(file)]
 
         def on_preset(chosen: Any, sent: Any) -> list[Any]:
             typed, where = page_of(sent)
@@ -313,7 +320,7 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         def on_tick(seen: Any) -> list[Any]:
             return train.tick(session, seen if isinstance(seen, str) else None)
 
-        page.load(on_open, draft, [*outputs, recent, tabs], js="() => kiln.opening()", **QUIET).then(
+        page.load(on_open, draft, [*outputs, recent, tabs, path], js="() => kiln.opening()", **QUIET).then(
             None, everything, draft, **OPENED
         )
         # What is typed or ticked the page's script hears of itself. gradio tells of a choice before it has stored it.

@@ -84,7 +84,7 @@ def launch(session: Session, options: Options, opened: Callable[[], None] | None
         show_error=True,
         theme=looks.theme(),
         css=looks.CSS,
-        head=page.head(form),
+        head=page.head(form, session.opened),
         app_kwargs={"middleware": [guard]},
         prevent_thread_lock=True,
         _frontend=False,  # no request to itself first, which a busy machine answers too late for gradio

@@ -57,6 +57,8 @@ class Session:
     """What a page shows when it opens."""
     base: Path
     """Folder that the relative paths of `config` start from."""
+    opened: Path | None = None
+    """The file that `config` is of, where the server was told to open one."""
     admin: str = ""
     """Who may stop everybody's runs; "" where nobody logs in, and everybody is that."""
     runner: Runner = field(default_factory=Runner)
@@ -93,7 +95,9 @@ class Session:
         """The session of a server that starts with ``options``."""
         paths = Paths(options.roots, confined=options.listen)
         admin = options.auth.admin if options.auth else ""
-        return cls(paths=paths, state=options.state, config=config, base=base, admin=admin)
+        # In the file's place: what others left in their browsers is not to be replaced by it.
+        opened = None if options.listen or options.auth else options.config
+        return cls(paths=paths, state=options.state, config=config, base=base, opened=opened, admin=admin)
 
     @property
     def thumbnails(self) -> Path:
@@ -164,7 +168,7 @@ class Session:
         job = Job.from_config(config, base=base)
         self.paths.check(job)
         with self._lock:
-            self.config, self.base = config, base
+            self.config, self.base, self.opened = config, base, None
             going = self.runner.running
             run = self.queue.add(
                 name=job.output_name,

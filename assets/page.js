@@ -48,12 +48,14 @@ window.kiln = (() => {
 
     function keep() {
         try {
-            localStorage.setItem(store, JSON.stringify({draft: draft(), baseline: state.baseline, time: Date.now()}));
+            localStorage.setItem(store, JSON.stringify({draft: draft(), baseline: state.baseline, opened: facts.opened, time: Date.now()}));
         } catch { /* private windows refuse; the page works all the same */ }
     }
 
     function stored() {
-        try { return JSON.parse(localStorage.getItem(store) || "null"); } catch { return null; }
+        let found = null;
+        try { found = JSON.parse(localStorage.getItem(store) || "null"); } catch { /* as if there were none */ }
+        return found && (!facts.opened || found.opened === facts.opened) ? found : null;
     }
 
     function opening() {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Set before any library is imported, here and in pytest's workers, which import this file too.
@@ -16,6 +17,10 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     BITSANDBYTES_NOWELCOME="1",
 )
+
+# A shell's background job ignores Ctrl-C, and so would the programs under test that it is sent to.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

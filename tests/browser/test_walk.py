@@ -180,6 +180,37 @@ def test_a_preset_of_each_family_keeps_what_was_typed(served: Served, context: B
     assert tab.errors == []
 
 
+def test_a_file_named_at_the_start_goes_before_an_older_draft(world: Path, context: BrowserContext) -> None:
+    file = world / "named.json"
+    file.write_text((world / "tiny.json").read_text())
+    with serving(world, "--config", str(file), state="named") as named:
+        tab = open_page(context, named)
+        page, path = tab.page, tab.page.locator("#config-path input, #config-path textarea")
+        expect(path).to_have_value(str(file))
+        tab.all_settings()
+        tab.tab("Basic")
+        assert tab.value("network_dim") == "2"
+        tab.fill("network_dim", "7")
+        expect(page.locator("#kiln-changes")).to_contain_text("1 change since named.json")
+        page.reload()
+        page.wait_for_function("document.body.dataset.kiln === 'ready'")
+        tab.tab("Basic")
+        assert tab.value("network_dim") == "7"
+        # What was kept when the server had not been told of the file, or when the file was another.
+        older = "const kept = JSON.parse(localStorage['kiln-draft-']); kept.opened = 'an older one';"
+        page.evaluate(f"() => {{ {older} localStorage['kiln-draft-'] = JSON.stringify(kept); }}")
+        page.reload()
+        page.wait_for_function("document.body.dataset.kiln === 'ready'")
+        tab.tab("Basic")
+        assert tab.value("network_dim") == "2"
+        expect(page.locator("#kiln-changes")).not_to_contain_text("change since")
+        tab.fill("network_dim", "5")
+        page.locator("#save").click()
+        page.locator("#report", has_text=f"saved {file}").wait_for()
+        assert json.loads(file.read_text())["network_dim"] == 5
+        assert tab.errors == []
+
+
 def test_a_list_that_is_only_passed_changes_nothing(served: Served, context: BrowserContext) -> None:
     """gradio calls leaving a list its input; laid again, the preset would take back what was typed since.
 
