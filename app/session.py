@@ -95,7 +95,7 @@ class Session:
         """The session of a server that starts with ``options``."""
         paths = Paths(options.roots, confined=options.listen)
         admin = options.auth.admin if options.auth else ""
-        # In the file's place: what others left in their browsers is not to be replaced by it.
+        # On a server for many, nobody's draft gives way to a file that the owner of the machine named.
         opened = None if options.listen or options.auth else options.config
         return cls(paths=paths, state=options.state, config=config, base=base, opened=opened, admin=admin)
 
