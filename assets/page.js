@@ -397,13 +397,19 @@ window.kiln = (() => {
     async function act(data) {
         if (data.ask && !window.confirm(data.ask)) return;
         const answer = await state.server.act(data);
-        const box = document.getElementById("kiln-answer");
-        if (box) {
-            box.textContent = answer.error || answer.message || "";
-            if (!answer.error) setTimeout(() => { if (box.textContent === answer.message) box.textContent = ""; }, 8000);
-        }
         if (answer.values) fill(answer);
+        else if (window.kiln.review.isShown()) window.kiln.review.say(answer.error || answer.message, answer.error);
+        else tell(answer);
         if (state.trigger) state.trigger("now");
+    }
+
+    // What the server said, on Train; a tab that was never open is drawn when it is opened.
+    async function tell(answer) {
+        const box = await found(() => document.getElementById("kiln-answer"));
+        if (!box) return;
+        box.textContent = answer.error || answer.message || "";
+        // What is to be done next stays until it is done.
+        if (!answer.error && !answer.values) setTimeout(() => { if (box.textContent === answer.message) box.textContent = ""; }, 8000);
     }
 
     // Settings that the server chose, as if they had been loaded.
@@ -411,6 +417,7 @@ window.kiln = (() => {
         state.adopts = true;
         apply({...answer.values, $rest: answer.rest, $base: answer.base, $origin: answer.origin});
         openTab(answer.tab || "Parameters");
+        tell(answer);
     }
 
     function searchLog(query) {
@@ -529,6 +536,7 @@ window.kiln = (() => {
     // ---- listeners -----------------------------------------------------------------------------------
     document.addEventListener("click", (event) => {
         if (event.target.closest("#tabs > .tab-wrapper button")) setTimeout(follow, 50);
+        if (event.target.closest("#start")) tell({});
         if (event.target.closest("#logout")) localStorage.removeItem(store);  // the next user sees their own
         const target = event.target.closest("[data-go],[data-reset],[data-reset-all],[data-browse],[data-set],[data-act],[data-tab],[data-copy],[data-part],[data-epochs],#open,#save-as,#kiln-bar-toggle");
         if (!target) return;

@@ -15,6 +15,11 @@ kiln.review = (() => {
         if (isError) box.scrollIntoView({block: "nearest"});
     }
 
+    function isShown() {
+        const box = document.getElementById("review-answer");
+        return Boolean(box && box.parentElement.offsetParent);
+    }
+
     // What has been typed and chosen, so that a picture that comes in does not take it away.
     function typed() {
         const form = document.getElementById("review-form");
@@ -90,15 +95,12 @@ kiln.review = (() => {
                 root().querySelector("header").after(box);
                 box.scrollIntoView({block: "nearest"});
             }
-            if (answer.message || !isLook) say(answer.message);
+            // What is said of settings stands where they are to be trained.
+            if (answer.message || !isLook) say(answer.values ? "" : answer.message);
             // What was in the queue is there now.
             else if (state.waits && answer.html && !answer.busy) { say(""); state.waits = false; }
             if (answer.message) state.waits = Boolean(answer.now);
-            if (answer.values) {
-                kiln.fill(answer);
-                const told = document.getElementById("kiln-answer");
-                if (told) told.textContent = answer.message || "";
-            }
+            if (answer.values) kiln.fill(answer);
             if (answer.fetch) {
                 const link = document.createElement("a");
                 link.href = answer.fetch;
@@ -243,5 +245,5 @@ kiln.review = (() => {
         state.server = server;
     }
 
-    return {connect, tick, state};
+    return {connect, tick, say, isShown, state};
 })();

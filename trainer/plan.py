@@ -64,8 +64,9 @@ class Plan:
         if warmup:
             lines.append(f"warm-up: {warmup} steps")
         epochs = math.ceil(steps / updates)
+        counted = "1 epoch" if epochs == 1 else f"{epochs} epochs"
         lines.append(
-            f"{batches} batches of at most {batch_size} an epoch, {updates} steps an epoch, {epochs} epochs"
+            f"{batches} batches of at most {batch_size} an epoch, {updates} steps an epoch, {counted}"
         )
         every = config.save_every_n_epochs
         if job.engine.save_n_epoch_ratio:

@@ -1,6 +1,7 @@
 """How often the verdict agrees with a reader of pixels, on runs in the demo world.
 
     python -m tests.benchmarks.verdict WORK --train [--runs N]   # make and measure what is missing
+    python -m tests.benchmarks.verdict WORK --prepare [--runs N] # pictures and settings, for another trainer
     python -m tests.benchmarks.verdict WORK --look-at FOLDER ... # measure runs that were made elsewhere
     python -m tests.benchmarks.verdict WORK                      # print the agreement
     python -m tests.benchmarks.verdict WORK --fit [--before N]   # limits as these runs would set them
@@ -46,6 +47,7 @@ from trainer.review.run_folder import RunFolder, open_run
 from trainer.review.verdict import LIMITS, Kind, judge, kinds
 
 PICTURES = REPOSITORY / "assets" / "demo" / "images" / "25_k1ln person"
+SETTINGS = "settings.json"
 PRESET = REPOSITORY / "presets" / "demo.json"
 RATES = (2e-3, 4e-3, 8e-3)
 DOSES = (0.3, 0.9)
@@ -93,8 +95,19 @@ def specs() -> list[Spec]:
     ]
 
 
-def train(spec: Spec, folder: Path) -> None:
-    """Make the pictures and train."""
+def some(first: int, most: int) -> list[Spec]:
+    """At most ``most`` runs, from number ``first`` on."""
+    return [each for each in specs() if each.number >= first][:most]
+
+
+def prepare(spec: Spec, folder: Path, *, watched: bool = False) -> KohyaConfig:
+    """Make the pictures, and the settings as a Kohya JSON beside them.
+
+    Args:
+        spec: What to train.
+        folder: The run's; emptied first.
+        watched: With samples at each save and a log, as a person's run has them.
+    """
     images = folder / "img" / f"{400 // spec.pictures}_k1ln person"
     shutil.rmtree(folder, ignore_errors=True)
     images.mkdir(parents=True)
@@ -110,7 +123,7 @@ def train(spec: Spec, folder: Path) -> None:
     values |= {
         "output_dir": str(folder / "out"),
         "output_name": "run",
-        "logging_dir": "",
+        "logging_dir": str(folder / "log") if watched else "",
         "train_data_dir": str(folder / "img"),
         "network_dim": spec.rank,
         "network_alpha": spec.rank,
@@ -123,11 +136,12 @@ def train(spec: Spec, folder: Path) -> None:
         "train_batch_size": spec.batch,
         "save_every_n_epochs": 0,
         "save_every_n_steps": -(-spec.steps // 4),
-        "sample_every_n_steps": 0,
+        "sample_every_n_steps": -(-spec.steps // 4) if watched else 0,
         "seed": 100 + spec.number,
     }
     config = configuration.loads(json.dumps(values)).config
-    runner.run(Job.from_config(config, base=REPOSITORY), EventLog())
+    atomic_write(folder / SETTINGS, configuration.dumps(config))
+    return config
 
 
 def label(file: Path, mirrored: bool, known: dict[str, float] | None = None) -> dict[str, float]:
@@ -202,7 +216,7 @@ def measure(run: RunFolder, config: KohyaConfig, file: Path) -> None:
 def make(work: Path, most: int, first: int) -> None:
     """Train, measure and label what has not been."""
     torch.set_num_threads(1)
-    for spec in [each for each in specs() if each.number >= first][:most]:
+    for spec in some(first, most):
         folder = work / "runs" / spec.name
         result, measured = (work / part / f"{spec.name}.json" for part in ("results", "measures"))
         began = time.perf_counter()
@@ -211,7 +225,8 @@ def make(work: Path, most: int, first: int) -> None:
             print(f"{name}: {what}, {time.perf_counter() - began:.0f} s", flush=True)
 
         if not (folder / "out" / "run.safetensors").exists():
-            train(spec, folder)
+            config = prepare(spec, folder)
+            runner.run(Job.from_config(config, base=REPOSITORY), EventLog())
             told("trained")
         run = open_run(folder / "out")
         assert run.config is not None
@@ -374,6 +389,11 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--train", action="store_true", help="make and measure runs")
     parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="write pictures and a Kohya JSON only; --train takes what another trainer made of them",
+    )
+    parser.add_argument(
         "--look-at", type=Path, nargs="*", help="results folders of runs that were made elsewhere"
     )
     parser.add_argument("--runs", type=int, default=10**6, help="at most so many")
@@ -387,6 +407,9 @@ def main() -> None:
         fit(options.work, options.before)
     elif options.look_at:
         look_at(options.work, options.look_at)
+    elif options.prepare:
+        for spec in some(options.first, options.runs):
+            prepare(spec, options.work / "runs" / spec.name, watched=True)
     elif options.train:
         make(options.work, options.runs, options.first)
     else:

@@ -190,6 +190,18 @@ def test_from_a_finished_run_to_a_kept_file_and_a_continued_run(
     expect(loss).to_have_attribute("data-first", "1")
     expect(loss).to_contain_text("goes on from step 4")
 
+    # Another window, in which Train was never open: what is said comes to where a person looks.
+    other = open_page(context, served)
+    other.tab("Review")
+    other.page.locator("#runs [data-act]", has_text="Show on Train").first.click()
+    expect(other.page.locator("#review-answer")).to_contain_text("tiny-2 is shown on Train")
+    other.page.locator("#review-open [name=path]").fill(str(out))
+    other.page.locator("[data-review-open]").click()
+    other.page.get_by_role("button", name="Train again from the start").click()
+    expect(other.page.locator("#kiln-answer")).to_contain_text("begins again: press Start")
+    assert other.errors == []
+    other.page.close()
+
     # On a phone, in another language, in the dark.
     page.set_viewport_size({"width": 390, "height": 844})
     assert not tab.is_wider_than_the_screen()
