@@ -47,8 +47,9 @@ from trainer.review.run_folder import RunFolder, open_run
 from trainer.review.verdict import LIMITS, Kind, judge, kinds
 
 PICTURES = REPOSITORY / "assets" / "demo" / "images" / "25_k1ln person"
-SETTINGS = "settings.json"
 PRESET = REPOSITORY / "presets" / "demo.json"
+SETTINGS = "settings.json"
+"""A Kohya JSON in the folder of a run that another trainer makes."""
 RATES = (2e-3, 4e-3, 8e-3)
 DOSES = (0.3, 0.9)
 """Learning rate times steps: at 0.4 the preset's LoRA shows the subject. A file is kept at each quarter of a run."""
@@ -81,27 +82,26 @@ class Spec:
         return f"{self.number:02d}_r{self.rank}_lr{self.rate:g}_s{self.steps}_n{self.pictures}_{kind}_b{self.batch}"
 
 
-def specs() -> list[Spec]:
-    """All runs, in an order that covers the ground early; the second half are those of the first with other seeds."""
+def specs(first: int, most: int) -> list[Spec]:
+    """At most ``most`` runs from number ``first`` on, in an order that covers the ground early.
+
+    The second half of all are those of the first with other seeds.
+    """
     grid = list(itertools.product((4, 32), RATES, DOSES, (4, 16), (False, True), (2, 4)))
     order = []
     for seed in (5, 6):
         part = grid.copy()
         random.Random(seed).shuffle(part)
         order += part
-    return [
+    every = [
         Spec(number, rank, rate, round(dose / rate), pictures, mirrored, batch)
         for number, (rank, rate, dose, pictures, mirrored, batch) in enumerate(order, FIRST)
     ]
-
-
-def some(first: int, most: int) -> list[Spec]:
-    """At most ``most`` runs, from number ``first`` on."""
-    return [each for each in specs() if each.number >= first][:most]
+    return [spec for spec in every if spec.number >= first][:most]
 
 
 def prepare(spec: Spec, folder: Path, *, watched: bool = False) -> KohyaConfig:
-    """Make the pictures, and the settings as a Kohya JSON beside them.
+    """Make the pictures, and the settings to train them with.
 
     Args:
         spec: What to train.
@@ -139,9 +139,7 @@ def prepare(spec: Spec, folder: Path, *, watched: bool = False) -> KohyaConfig:
         "sample_every_n_steps": -(-spec.steps // 4) if watched else 0,
         "seed": 100 + spec.number,
     }
-    config = configuration.loads(json.dumps(values)).config
-    atomic_write(folder / SETTINGS, configuration.dumps(config))
-    return config
+    return configuration.loads(json.dumps(values)).config
 
 
 def label(file: Path, mirrored: bool, known: dict[str, float] | None = None) -> dict[str, float]:
@@ -216,7 +214,7 @@ def measure(run: RunFolder, config: KohyaConfig, file: Path) -> None:
 def make(work: Path, most: int, first: int) -> None:
     """Train, measure and label what has not been."""
     torch.set_num_threads(1)
-    for spec in some(first, most):
+    for spec in specs(first, most):
         folder = work / "runs" / spec.name
         result, measured = (work / part / f"{spec.name}.json" for part in ("results", "measures"))
         began = time.perf_counter()
@@ -225,6 +223,9 @@ def make(work: Path, most: int, first: int) -> None:
             print(f"{name}: {what}, {time.perf_counter() - began:.0f} s", flush=True)
 
         if not (folder / "out" / "run.safetensors").exists():
+            if (folder / SETTINGS).exists():
+                told("prepared for another trainer, which has not made it yet")
+                continue
             config = prepare(spec, folder)
             runner.run(Job.from_config(config, base=REPOSITORY), EventLog())
             told("trained")
@@ -408,8 +409,9 @@ def main() -> None:
     elif options.look_at:
         look_at(options.work, options.look_at)
     elif options.prepare:
-        for spec in some(options.first, options.runs):
-            prepare(spec, options.work / "runs" / spec.name, watched=True)
+        for spec in specs(options.first, options.runs):
+            folder = options.work / "runs" / spec.name
+            configuration.save(prepare(spec, folder, watched=True), folder / SETTINGS)
     elif options.train:
         make(options.work, options.runs, options.first)
     else:

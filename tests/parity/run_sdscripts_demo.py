@@ -6,9 +6,9 @@ Runs in the environment of sd-scripts (see README.md), not in ours. Nothing is r
 
 sd-scripts knows one size of UNet. It is told that of the demo's base model, by the constants that it
 builds its own from, and that a block without attention may have a downsampler. The demo's tokenizer stands
-where it looks for CLIP's, and the text encoder's tensors get the names that older transformers know.
-Nothing else is changed.
-Beside the results lies the JSON, as Kohya's page leaves it there, unless ``--no-json`` is given.
+where it looks for CLIP's, the text encoder's tensors get the names that older transformers know, and
+torchvision has the stand-in of `run_sdscripts`. Nothing else is changed. Beside the results lies the JSON,
+as Kohya's page leaves it there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def fit(base: Path) -> None:
 
 
 def copy_base(base: Path, copy: Path) -> None:
-    """The base model with the tensor names that transformers 4 wrote into a text encoder's file."""
+    """Copy the base model, with the tensor names that transformers 4 wrote into a text encoder's file."""
     shutil.copytree(base, copy)
     weights = copy / "text_encoder" / "model.safetensors"
     tensors = load_file(weights)
@@ -93,7 +93,6 @@ def main() -> None:
     parser.add_argument("settings", type=Path, help="a complete Kohya JSON, its paths absolute or the demo's")
     parser.add_argument("--source", type=Path, required=True, help="folder of sd-scripts")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-json", action="store_true", help="leave the results without their JSON")
     options = parser.parse_args()
 
     sys.path[:0] = [str(options.source.resolve()), str(Path(__file__).resolve().parent)]
@@ -107,9 +106,8 @@ def main() -> None:
         values, extra = page_options(config, Path(scratch))
         settings = Path(scratch) / "sd-scripts.toml"
         settings.write_text(importlib.import_module("toml").dumps(values), encoding="utf-8")
-        if not options.no_json:
-            stamp = time.strftime("%Y%m%d-%H%M%S")
-            shutil.copy(options.settings, output / f"{config['output_name']}_{stamp}.json")
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        shutil.copy(options.settings, output / f"{config['output_name']}_{stamp}.json")
         os.chdir(options.source)
         script = importlib.import_module("train_network")
         fit(Path(values["pretrained_model_name_or_path"]))
