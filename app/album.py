@@ -29,6 +29,7 @@ from trainer.config import KohyaConfig
 from trainer.data.folder import kohya_folder, list_pictures
 from trainer.data.images import read_size, read_small
 from trainer.errors import ConfigError, DatasetError, StopTraining, TrainerError
+from trainer.events import counted
 from trainer.files import atomic_path
 from trainer.job import Job
 from trainer.pictures import edits, project
@@ -688,8 +689,7 @@ def _copies(session: Session, root: Path, data: Data, task: _Task) -> dict[str, 
 
         count, edited = edits.write_copies(item.folder, place, report)
         written, changed = written + count, changed + edited
-    pictures = f"{written} picture{'' if written == 1 else 's'}"
-    return {"words": f"{pictures} written to {target}, {changed} of them edited"}
+    return {"words": f"{counted(written)} written to {target}, {changed} of them edited"}
 
 
 # ---- what the page asks -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from app.session import Session
 from app.shell import page_of
 from app.view import alert, served
 from trainer.errors import ConfigError, DatasetError, TrainerError
+from trainer.events import counted
 from trainer.files import REPOSITORY, atomic_path, atomic_write
 
 if TYPE_CHECKING:
@@ -400,7 +401,7 @@ class _Set:
         for folder, found in edits.items():
             written = self._writable(folder).write(found, by, "edit", change)
             touched += [(folder, name) for name in (*written.done, *written.kept)]
-        return self._changed(touched, message=f"{_counted(len(touched))}: {by}")
+        return self._changed(touched, message=f"{counted(len(touched), 'caption')}: {by}")
 
     def _steps(self) -> tuple[Change | None, Change | None]:
         """The newest change of all folders, and the oldest that was taken back."""
@@ -430,7 +431,7 @@ class _Set:
                 kept += len(written.kept)
         message = f"{'taken back' if by < 0 else 'done again'}: {change.by} ({len(touched) - kept})"
         if kept:
-            message += f"; {_counted(kept)} changed since, which stay as they are"
+            message += f"; {counted(kept, 'caption')} changed since, which stay as they are"
         return self._changed(touched, message=message)
 
     def keep_habits(self, phrases: Any) -> dict[str, Any]:
@@ -530,7 +531,7 @@ class _Set:
         own = sum(1 for item in wanted if item.exists and item.text.strip() and not item.machine)
         if own and not settings.append and data.get("confirmed") is not True:
             return {
-                "ask": f"{_counted(own)} that no captioner wrote will be replaced. Undo brings them back."
+                "ask": f"{counted(own, 'caption')} that no captioner wrote will be replaced. Undo brings them back."
             }
         run = self.session.enqueue(KIND, text, self.base, user)
         waits = self.session.queue.get(run.id)
@@ -560,10 +561,6 @@ class _Set:
             except OSError as error:
                 raise DatasetError(f"the pictures cannot be copied to {target}: {error}") from error
         return {"set": {"train_data_dir": str(target)}, "message": f"the pictures are copied to {target}"}
-
-
-def _counted(captions: int) -> str:
-    return f"{captions} caption{'' if captions == 1 else 's'}"
 
 
 def _digest(edits: Mapping[str, Sequence[Edit]]) -> str:

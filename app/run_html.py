@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.view import make_thumbnail, row, served, thumbnail_of
+from trainer.events import counted
 from trainer.review.charts import charts, spark
 from trainer.review.grid import GridList
 from trainer.review.keep import Kept
@@ -102,10 +103,10 @@ def _button(words: str, what: str, tone: str = "", **more: Any) -> str:
 
 
 def _head(run: RunFolder, seen: Seen) -> str:
-    steps = f"{run.last_step} steps"
+    steps = counted(run.last_step, "step")
     if run.planned_steps and run.planned_steps > run.last_step:
         steps = f"step {run.last_step} of {run.planned_steps}"
-    facts = [steps, f"{len(run.checkpoints)} files", f"{len(run.pictures)} pictures"]
+    facts = [steps, counted(len(run.checkpoints), "file"), counted(len(run.pictures))]
     if seen.going:
         facts.insert(0, "still going on")
     if run.journal is None:

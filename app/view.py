@@ -35,6 +35,7 @@ from trainer.events import (
     SampleReady,
     StepDone,
     WorkFinished,
+    counted,
 )
 from trainer.files import atomic_path
 from trainer.job import Job
@@ -303,13 +304,16 @@ class RunView:
                         "stopped", "Everything that is needed to go on is here:", where + self._resume_html()
                     )
                 )
+            case JobStopped(path=path) if path is not None:
+                parts.append(alert("stopped", "The LoRA is here:", f"<code>{html.escape(str(path))}</code>"))
+            case JobStopped() if self.run is None or self.run.kind == "training":
+                parts.append(alert("stopped", "Stopped before the first step: there was nothing to save."))
         if self.warnings:
             count = len(self.warnings)
             items = [f"<li>{html.escape(text)}</li>" for text in self.warnings[:WARNINGS_SHOWN]]
             if count > WARNINGS_SHOWN:
                 items.append(f"<li>and {count - WARNINGS_SHOWN} more, in the log</li>")
-            title = "1 warning" if count == 1 else f"{count} warnings"
-            parts.append(alert("warned", "", fold(title, f"<ul>{''.join(items)}</ul>")))
+            parts.append(alert("warned", "", fold(counted(count, "warning"), f"<ul>{''.join(items)}</ul>")))
         return "".join(parts)
 
     def _resume_html(self) -> str:

@@ -36,9 +36,15 @@ __all__ = [
     "SampleReady",
     "StepDone",
     "WorkFinished",
+    "counted",
     "read_journal",
     "read_line",
 ]
+
+
+def counted(number: int, noun: str = "picture") -> str:
+    """A number of things, as a person is told of it: "1 epoch", "2 epochs"."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 @dataclass(frozen=True, kw_only=True)

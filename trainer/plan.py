@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from trainer.data.types import Dataset
+from trainer.events import counted
 from trainer.job import Job
 
 __all__ = ["Plan"]
@@ -64,9 +65,9 @@ class Plan:
         if warmup:
             lines.append(f"warm-up: {warmup} steps")
         epochs = math.ceil(steps / updates)
-        counted = "1 epoch" if epochs == 1 else f"{epochs} epochs"
         lines.append(
-            f"{batches} batches of at most {batch_size} an epoch, {updates} steps an epoch, {counted}"
+            f"{batches} batches of at most {batch_size} an epoch, {updates} steps an epoch, "
+            + counted(epochs, "epoch")
         )
         every = config.save_every_n_epochs
         if job.engine.save_n_epoch_ratio:

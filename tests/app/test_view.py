@@ -119,6 +119,15 @@ def test_ends(view: RunView, tmp_path: Path) -> None:
     assert "Stopped at step 7" in stopped.progress_html("idle")
     assert str(tmp_path / "x-state") in Tags(stopped.notices_html()).words
 
+    # No state could be written (a full disk): the file is named all the same.
+    half = RunView(EventLog(), tmp_path)
+    tell(half, JobStopped(step=7, path=tmp_path / "x.safetensors", state=None, elapsed_s=1))
+    assert f"The LoRA is here:{tmp_path / 'x.safetensors'}" in Tags(half.notices_html()).words
+
+    early = RunView(EventLog(), tmp_path)
+    tell(early, JobStopped(step=0, path=None, state=None, elapsed_s=1))
+    assert "nothing to save" in Tags(early.notices_html()).words
+
     failed = RunView(EventLog(), tmp_path)
     tell(failed, JobFailed(message="no such model: choose another", step=0, detail="Traceback: x < y"))
     assert "Did not start" in failed.progress_html("idle")

@@ -397,6 +397,8 @@ def test_a_phone_needs_no_scrolling_sideways(served: Served, context: BrowserCon
         tab.tab(name)
         look(name, place)
     page.locator("#start").click()
+    # Until the page hears of this run, it shows the samples of the one before.
+    expect(page.locator("#progress")).to_contain_text("/ 5000")
     look("Train with a run", ".kiln-samples img")
     page.locator("#stop").click()
     expect(page.locator(".kiln-alert.stopped")).to_be_visible()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from trainer.captioning.captioners import CAPTIONERS
 from trainer.captioning.captions import Caption, Captions, Edit
 from trainer.errors import ConfigError, DatasetError, StopTraining
-from trainer.events import Event, LogLine, PhaseStarted, Progress
+from trainer.events import Event, LogLine, PhaseStarted, Progress, counted
 from trainer.pictures import edits
 from trainer.work import Done
 
@@ -235,13 +235,9 @@ class CaptionWork:
             del captioner
             devices.free()
         elapsed_s = time.monotonic() - began
-        parts = [f"{tally.done} caption{'' if tally.done == 1 else 's'} written in {elapsed_s:.1f} s"]
+        parts = [f"{counted(tally.done, 'caption')} written in {elapsed_s:.1f} s"]
         parts += [f"{tally.kept} kept that were edited meanwhile"] if tally.kept else []
-        parts += (
-            [f"{tally.failed} picture{'' if tally.failed == 1 else 's'} could not be read"]
-            if tally.failed
-            else []
-        )
+        parts += [f"{counted(tally.failed)} could not be read"] if tally.failed else []
         return Done("; ".join(parts), self.folders[0])
 
     def _text(self, text: str, caption: Caption) -> str:

@@ -21,6 +21,7 @@ from trainer.data.dataset_config import Source, read_dataset_config
 from trainer.data.images import PICTURE_EXTENSIONS, Look, inspect
 from trainer.data.types import Dataset, DatasetFinding, Fit, Picture, Size, Subset
 from trainer.errors import ConfigError, DatasetError
+from trainer.events import counted
 from trainer.job import Job
 from trainer.pictures import edits
 
@@ -149,10 +150,6 @@ def _some(paths: Sequence[Path], *, full: bool = False) -> str:
     return names if len(paths) <= SHOWN else f"{names} and {len(paths) - SHOWN} more"
 
 
-def _count(number: int, noun: str = "picture") -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
 def _folder(job: Job, field_name: str, text: str) -> Path:
     folder = job.path(text.strip())
     if not folder.exists():
@@ -185,7 +182,7 @@ def _subsets_in(job: Job, folder: Path, field_name: str, notes: _Notes, *, is_re
         if direct:
             notes.add(
                 "warning",
-                f"{_count(len(direct))} directly in {folder} will not be trained, as in Kohya: only those in "
+                f"{counted(len(direct))} directly in {folder} will not be trained, as in Kohya: only those in "
                 f"folders such as {found[0].folder.name} are",
                 folder,
             )
@@ -336,7 +333,7 @@ def _note_captions(subset: Subset, files: Sequence[_File], notes: _Notes) -> Non
         hint = f" There are {others[0]} files: set caption_extension to {others[0]}." if others else ""
         notes.add(
             "warning" if others else level,
-            f"{_count(len(missing))} of {len(files)} in {folder.name} without a {subset.caption_extension} caption "
+            f"{counted(len(missing))} of {len(files)} in {folder.name} without a {subset.caption_extension} caption "
             f"file, {instead}: {_some(missing)}.{hint}",
             folder,
         )
@@ -383,7 +380,7 @@ def _note_files(subset: Subset, paths: Sequence[Path], notes: _Notes) -> None:
     if passed_over:
         notes.add(
             "warning",
-            f"{_count(len(passed_over))} in {subset.folder.name} of a kind that is not trained: "
+            f"{counted(len(passed_over))} in {subset.folder.name} of a kind that is not trained: "
             f"{_some(passed_over)}. Convert to PNG, JPEG or WebP.",
             passed_over[0],
         )
@@ -502,7 +499,7 @@ def scan(job: Job, advance: Advance | None = None) -> Dataset:
             left_out += missing
             notes.add(
                 "info",
-                f"{_count(missing)} of {source.subset.folder.name} left out, as chosen on the Dataset tab",
+                f"{counted(missing)} of {source.subset.folder.name} left out, as chosen on the Dataset tab",
                 source.subset.folder,
             )
     work = [(path, source.subset) for source, paths in zip(sources, listed, strict=True) for path in paths]
@@ -539,11 +536,11 @@ def scan(job: Job, advance: Advance | None = None) -> Dataset:
         where = ", ".join(str(source.subset.folder) for source in sources if not source.subset.is_reg)
         if broken:
             raise DatasetError(
-                f"none of the {_count(len(broken))} in {where} can be used; the first: {broken[0]}"
+                f"none of the {counted(len(broken))} in {where} can be used; the first: {broken[0]}"
             )
         if left_out:
             raise DatasetError(
-                f"all {_count(left_out)} in {where} are left out on the Dataset tab: take some in again"
+                f"all {counted(left_out)} in {where} are left out on the Dataset tab: take some in again"
             )
         raise DatasetError(f"no pictures in {where}: expected {', '.join(sorted(PICTURE_EXTENSIONS))}")
     _note_duplicates([picture.path for picture in pictures], notes)
@@ -560,7 +557,7 @@ def _held_out(own: Sequence[int], notes: _Notes, pictures: Sequence[Picture]) ->
     """Which of the training pictures to keep for comparison: some, evenly over the list."""
     if len(own) < HELD_FROM:
         notes.add(
-            "info", f"no picture is held out: {_count(len(own))} are few, and from {HELD_FROM} on some are"
+            "info", f"no picture is held out: {counted(len(own))} are few, and from {HELD_FROM} on some are"
         )
         return []
     number = min(HELD_MOST, len(own) // HELD_SHARE)
@@ -608,7 +605,7 @@ def _usable(
     if outdated:
         notes.add(
             "warning",
-            f"{_count(len(outdated))} of another size than when cropped on the Dataset tab, and not cropped: "
+            f"{counted(len(outdated))} of another size than when cropped on the Dataset tab, and not cropped: "
             f"{_some(outdated)}. Crop again.",
             outdated[0],
         )
@@ -617,7 +614,7 @@ def _usable(
     if transparent and not source.subset.masked:
         notes.add(
             "info",
-            f"{_count(transparent)} in {source.subset.folder.name} with transparency, which is ignored: hidden "
+            f"{counted(transparent)} in {source.subset.folder.name} with transparency, which is ignored: hidden "
             "colours are trained too (alpha_mask uses it as a loss mask)",
             source.subset.folder,
         )
@@ -625,7 +622,7 @@ def _usable(
     if turned:
         notes.add(
             "info",
-            f"{_count(turned)} in {source.subset.folder.name} turned upright as the camera recorded it "
+            f"{counted(turned)} in {source.subset.folder.name} turned upright as the camera recorded it "
             "(Kohya would train them lying)",
             source.subset.folder,
         )
@@ -677,7 +674,7 @@ def _assemble(
     if unused := balanced.count(0):
         notes.add(
             "warning",
-            f"{_count(unused)} of {len(balanced)} class pictures are not used: {num_reg} with repeats are more "
+            f"{counted(unused)} of {len(balanced)} class pictures are not used: {num_reg} with repeats are more "
             f"than the {num_train} training pictures",
         )
     repeats += balanced
@@ -702,7 +699,7 @@ def _note_sizes(pictures: Sequence[Picture], fits: Sequence[Fit], notes: _Notes)
     if enlarged:
         notes.add(
             "info",
-            f"{_count(len(enlarged))} smaller than their bucket and enlarged: {_some(enlarged)}",
+            f"{counted(len(enlarged))} smaller than their bucket and enlarged: {_some(enlarged)}",
             enlarged[0],
         )
     cut: list[Path] = []
@@ -713,6 +710,6 @@ def _note_sizes(pictures: Sequence[Picture], fits: Sequence[Fit], notes: _Notes)
     if cut:
         notes.add(
             "warning",
-            f"cropping cuts more than a fifth off {_count(len(cut))}: {_some(cut)}",
+            f"cropping cuts more than a fifth off {counted(len(cut))}: {_some(cut)}",
             cut[0],
         )

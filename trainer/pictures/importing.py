@@ -24,6 +24,7 @@ from typing import IO
 from trainer.data.folder import list_pictures
 from trainer.data.images import PICTURE_EXTENSIONS, inspect, read_rgb, read_rgba
 from trainer.errors import DatasetError, StopTraining
+from trainer.events import counted
 from trainer.files import atomic_path
 from trainer.pictures.edits import FOLDER
 
@@ -62,8 +63,7 @@ class Brought:
 
     def words(self) -> str:
         """One line for a person."""
-        count = len(self.pictures)
-        parts = [f"{count} picture{'' if count == 1 else 's'} brought in"]
+        parts = [f"{counted(len(self.pictures))} brought in"]
         parts += [f"{self.captions} with captions"] if self.captions else []
         parts += [f"{self.already} there already"] if self.already else []
         parts += [f"{len(self.refused)} refused"] if self.refused else []

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from trainer.config import KohyaConfig, ui_of
+from trainer.events import counted
 from trainer.files import atomic_write
 from trainer.review.charts import STYLE, charts
 from trainer.review.run_folder import Picture, RunFolder
@@ -123,10 +124,10 @@ def _text(value: Any) -> str:
 
 
 def _summary(run: RunFolder) -> str:
-    steps = f"{run.last_step} steps"
+    steps = counted(run.last_step, "step")
     if run.planned_steps and run.planned_steps != run.last_step:
         steps = f"{run.last_step} of {run.planned_steps} steps"
-    facts = [steps, f"{len(run.checkpoints)} files", f"{len(run.pictures)} sample pictures"]
+    facts = [steps, counted(len(run.checkpoints), "file"), counted(len(run.pictures), "sample picture")]
     base = run.metadata.get("ss_sd_model_name") or (
         Path(run.config.pretrained_model_name_or_path).name if run.config else ""
     )
