@@ -1,9 +1,9 @@
 """Take pictures of every tab, with a real run of the demo, to look for what is crude.
 
-    python -m tests.browser.screenshots FOLDER [--steps 90] [--only phone] [--docs]
+    python -m tests.browser.screenshots FOLDER [--steps 450] [--only phone] [--docs]
 
 Every tab at desktop and phone width, in light and dark, goes into FOLDER: Train while the run goes on, the
-others once it has been stopped. With ``--docs`` the few pictures of the README are written to assets/docs.
+others once it has been stopped and judged. With ``--docs`` the few pictures of the README are written to assets/docs.
 """
 
 from __future__ import annotations
@@ -83,6 +83,16 @@ def during(page: Page, folder: Path, mark: str) -> None:
     shoot(page, folder / f"train-{mark}.png")
 
 
+def judge(page: Page) -> None:
+    """Have the run judged by pictures that are drawn with each of its files."""
+    show(page, "Review")
+    page.locator("#runs [data-review-run]").first.click()
+    page.locator("#review-run").get_by_role("button", name="Judge").click()
+    signals = page.locator(".kiln-verdict", has_text="What is new to the base model")
+    signals.wait_for(state="attached", timeout=540_000)
+    print(page.locator(".kiln-verdict > p").first.inner_text(), flush=True)
+
+
 def after(page: Page, folder: Path, mark: str) -> None:
     """The other tabs, with the pictures and the run in them."""
     show(page, "Dataset")
@@ -150,7 +160,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=90, help="wait for this step of the demo")
+    parser.add_argument("--steps", type=int, default=450, help="wait for this step of the demo")
     parser.add_argument(
         "--only", default="", help="part of desktop-light, phone-light, desktop-dark, phone-dark"
     )
@@ -179,6 +189,7 @@ def main() -> None:
                 show(page, "Train")
                 page.locator("#stop").click()
                 page.locator(".kiln-alert.stopped, .kiln-alert.done").first.wait_for()
+                judge(page)
             for kind, scheme in kinds:
                 with screen(browser, served, kind, scheme) as page:
                     after(page, options.folder, f"{kind}-{scheme}")

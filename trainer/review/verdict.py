@@ -71,8 +71,8 @@ LIMITS: Mapping[str, Limit] = {
         "lower is better",
         0.94,
         "overtrained",
-        "it draws pictures that it would mend itself",
-        "it stands by the pictures that it draws",
+        "its pictures are flawed (with noise over them, it would draw them otherwise)",
+        "its pictures are sound (with noise over them, it draws them again as they are)",
     ),
     "aimless": Limit(
         "Change that taught nothing",
