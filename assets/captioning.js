@@ -818,7 +818,7 @@ kiln.captions = (() => {
     window.addEventListener("beforeunload", (event) => { if (state.dirty) event.preventDefault(); });
 
     function connect(server) {
-        state.server = server;
+        state.server = kiln.answering(server);
         state.facts = JSON.parse(get("cap-data").textContent);
         form();
         if (visible()) opened();

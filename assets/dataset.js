@@ -645,7 +645,7 @@ kiln.dataset = (() => {
     });
 
     function connect(server) {
-        state.server = server;
+        state.server = kiln.answering(server);
         // gradio mounts a tab when it is opened first.
         setTimeout(() => {
             if (!by("grid")) return;

@@ -498,7 +498,9 @@ window.kiln = (() => {
     }
 
     async function language(code) {
-        words.of = code === "en" ? {} : await state.server.words({code});
+        const found = code === "en" ? {} : await state.server.words({code});
+        if (found.error) return;
+        words.of = found;
         words.code = code;
         words.patterns = patterns();
         words.known.clear();
@@ -620,8 +622,14 @@ window.kiln = (() => {
         if (box && state.baseline && !box.children.length) listChanges(changed());
     }
 
+    // Gradio gives nothing at all where the server cannot be reached, or fails at what it was asked.
+    function answering(server) {
+        const error = "The program did not answer: look whether it is still running, then try again.";
+        return new Proxy(server, {get: (all, name) => async (data) => (await all[name](data)) ?? {error}});
+    }
+
     function connect(server, trigger) {
-        state.server = server;
+        state.server = answering(server);
         state.trigger = trigger;
         if (!state.following) state.following = setInterval(follow, 1000);
     }
@@ -630,28 +638,52 @@ window.kiln = (() => {
     const isWatched = () => ["progress", "runs"].some((id) => (document.getElementById(id) || {}).offsetParent);
 
     // One question a second; gradio, which goes through the whole page for every event, hears of news only.
-    let asking = false, seen = "", seenAt = 0, wasDoing = "";
+    let askedAt = 0, missed = 0, seen = "", seenAt = 0, wasDoing = "";
     async function follow() {
         for (const tab of [window.kiln.review, window.kiln.captions]) if (tab) tab.tick();
-        if (asking || document.hidden && Date.now() - seenAt < 10000) return;
-        asking = true;
-        try {
-            const now = await state.server.news({}), age = Date.now() - seenAt, doing = now.split(" ", 2).join(" ");
-            // Run and state: a short run begins and ends between two questions. Its files are there now.
-            if (wasDoing && doing !== wasDoing && doing.endsWith(" idle")) check();
-            wasDoing = doing;
-            // Drawing costs the browser time that whoever types elsewhere would feel; and an answer may have been lost.
-            if (now !== seen && (isWatched() || age > 5000) || age > 15000) {
-                seen = now;
-                seenAt = Date.now();
-                state.trigger("now");
-            }
-        } catch (error) {
-            seen = "";  // the server is away: ask again
-        } finally {
-            asking = false;
+        if (!isLost(askedAt) || document.hidden && Date.now() - seenAt < 10000) return;
+        const mine = askedAt = Date.now();
+        const now = await state.server.news({}), age = Date.now() - seenAt;
+        if (askedAt === mine) askedAt = 0;
+        if (now.error) {
+            seen = "";
+            if (++missed === 3) sayAway(true);
+            return;
+        }
+        if (missed >= 3) {
+            if (await wasRestarted().catch(() => false)) location.reload();
+            sayAway(false);
+        }
+        missed = 0;
+        const doing = now.split(" ", 2).join(" ");
+        // Run and state: a short run begins and ends between two questions. Its files are there now.
+        if (wasDoing && doing !== wasDoing && doing.endsWith(" idle")) check();
+        wasDoing = doing;
+        // Drawing costs the browser time that whoever types elsewhere would feel; and an answer may have been lost.
+        if (now !== seen && (isWatched() || age > 5000) || age > 15000) {
+            seen = now;
+            seenAt = Date.now();
+            state.trigger("now");
         }
     }
 
-    return {all, apply, browse, check, checked, connect, draft, edited, family, fill, go, loaded, opening, parts, pending, state, typed};
+    function sayAway(isAway) {
+        let box = document.getElementById("kiln-away");
+        if (!box) document.body.append(box = element("p", {id: "kiln-away", role: "alert"}));
+        box.hidden = !isAway;
+        box.textContent = isAway ? "The program does not answer: it was closed, or the network is away. This page goes on when it answers again." : "";
+    }
+
+    // Another page belongs to another start of the program. Gradio's number of it is not told to who must log in again.
+    async function wasRestarted() {
+        const answer = await fetch("/gradio_api/app_id");
+        return (await answer.json()).app_id !== window.gradio_config.app_id;
+    }
+
+    // Whether a question is not under way (0), or was asked so long ago that a network which went away took it along.
+    function isLost(asked) {
+        return Date.now() - asked > 20000;
+    }
+
+    return {all, answering, apply, browse, check, checked, connect, draft, edited, family, fill, go, isLost, loaded, opening, parts, pending, state, typed};
 })();

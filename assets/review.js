@@ -2,7 +2,7 @@
 // The server writes all content; here nothing is put together from texts.
 "use strict";
 kiln.review = (() => {
-    const state = {server: null, run: null, signature: "", asked: 0, busy: false, looking: false, waits: false, side: "left", picks: {},
+    const state = {server: null, run: null, signature: "", asked: 0, busy: false, looking: 0, waits: false, side: "left", picks: {},
         hasChosen: false};
     const root = () => document.getElementById("review-run");
     const wait = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -80,10 +80,12 @@ kiln.review = (() => {
 
     async function ask(data, button) {
         const isLook = data.do === "look";
-        if (!state.server || state.busy || (isLook && state.looking)) return;
-        state[isLook ? "looking" : "busy"] = true;
+        if (!state.server || state.busy || (isLook && !kiln.isLost(state.looking))) return;
+        const mine = Date.now();
+        if (isLook) state.looking = mine;
+        else state.busy = true;
         // What a person asks for is never lost to a look that is under way.
-        while (!isLook && state.looking) await wait(30);
+        while (!isLook && !kiln.isLost(state.looking)) await wait(30);
         if (button) button.setAttribute("aria-busy", "true");
         try {
             const answer = await state.server.review(data);
@@ -109,7 +111,8 @@ kiln.review = (() => {
             }
             if (answer.now && kiln.state.trigger) kiln.state.trigger("now");
         } finally {
-            state[isLook ? "looking" : "busy"] = false;
+            if (!isLook) state.busy = false;
+            else if (state.looking === mine) state.looking = 0;
             if (button) button.removeAttribute("aria-busy");
         }
     }
@@ -242,7 +245,7 @@ kiln.review = (() => {
     });
 
     function connect(server) {
-        state.server = server;
+        state.server = kiln.answering(server);
     }
 
     return {connect, tick, say, isShown, state};

@@ -176,11 +176,12 @@ def served(world: Path) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def serving(world: Path, *flags: str, state: str = "state") -> Iterator[Served]:
+def serving(world: Path, *flags: str, state: str = "state", port: int = 0) -> Iterator[Served]:
     """A server on a state folder of the world: the next one goes on where the one before ended."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    if not port:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     command = [
         sys.executable,
         "-m",

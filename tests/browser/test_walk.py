@@ -6,6 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, expect
@@ -324,6 +325,16 @@ def test_a_run_from_start_to_stop(served: Served, context: BrowserContext) -> No
         expect(shown.page.locator("#stop")).to_be_enabled()
     tab.errors.clear()  # of the connection that the reload cut
 
+    # The network goes away for a while: the page says so, and goes on where it was.
+    before = steps_done(tab)
+    context.set_offline(True)
+    expect(page.locator("#kiln-away")).to_contain_text("The program does not answer")
+    context.set_offline(False)
+    expect(page.locator("#kiln-away")).to_be_hidden()
+    expect(page.locator("#progress")).not_to_contain_text(f"{before} / 5000")
+    tab.errors.clear()  # of the questions that the network lost
+    second.errors.clear()
+
     # Save and Sample at once; the log can be searched; the command is shown.
     page.locator("#save-now").click()
     expect(page.locator("#log textarea")).to_have_value(re.compile(r"saved tiny-step\d+\.safetensors"))
@@ -431,7 +442,17 @@ def test_a_killed_server_comes_back_with_its_runs(
     expect(names).to_have_text(["tiny", "cut"])
     served.process.kill()
     served.process.wait()
-    with serving(served.folder) as again:
+    # The page that is open says so by itself, and is loaded again once the program is back.
+    away = tab.page.locator("#kiln-away")
+    expect(away).to_contain_text("The program does not answer")
+    tab.tab("Review")
+    tab.page.locator("#review-open [name=path]").fill(str(served.folder / "out"))
+    tab.page.locator("[data-review-open]").click()
+    expect(tab.page.locator("#review-answer")).to_contain_text("The program did not answer")
+    with serving(served.folder, port=urlsplit(served.url).port or 0) as again:
+        expect(away).to_be_hidden()
+        tab.tab("Train")
+        expect(tab.page.locator("#queue")).to_contain_text("2 runs wait since the program was started again")
         later = browser.new_context(viewport={"width": 1280, "height": 900})
         tab = open_page(later, again)
         page = tab.page
