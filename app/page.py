@@ -341,7 +341,15 @@ def build(session: Session, opened: Callable[[], None] | None = None) -> tuple[g
         bridge.collect(None, everything, draft, **EDITED)
         bridge.typed(None, None, draft, js="() => kiln.typed()", **QUIET)
         bridge.parts(None, None, parts, js="() => kiln.parts()", **QUIET)
-        bridge.now(on_tick, cursor, [cursor, *panel.outputs, past], concurrency_limit=None, **QUIET)
+        # One at a time all the same: the page's script waits for what it drew, but not for ever.
+        bridge.now(
+            on_tick,
+            cursor,
+            [cursor, *panel.outputs, past],
+            trigger_mode="multiple",
+            concurrency_limit=None,
+            **QUIET,
+        ).then(None, None, None, js="() => kiln.drawn()", **QUIET)
         # gradio tells that its lists were left, not whether something was chosen; the page's script knows.
         bridge.preset(None, everything, draft, **COLLECT).then(
             guarded(on_preset), [preset, draft], outputs, **QUIET

@@ -638,7 +638,7 @@ window.kiln = (() => {
     const isWatched = () => ["progress", "runs"].some((id) => (document.getElementById(id) || {}).offsetParent);
 
     // One question a second; gradio, which goes through the whole page for every event, hears of news only.
-    let askedAt = 0, missed = 0, seen = "", seenAt = 0, wasDoing = "";
+    let askedAt = 0, missed = 0, seen = "", seenAt = 0, wasDoing = "", program = "";
     async function follow() {
         for (const tab of [window.kiln.review, window.kiln.captions]) if (tab) tab.tick();
         if (!isLost(askedAt) || document.hidden && Date.now() - seenAt < 10000) return;
@@ -647,24 +647,39 @@ window.kiln = (() => {
         if (askedAt === mine) askedAt = 0;
         if (now.error) {
             seen = "";
-            if (++missed === 3) sayAway(true);
+            if (++missed >= 3) sayAway(true);
+            if (missed >= 3 && await isLoggedOut()) location.reload();
             return;
         }
-        if (missed >= 3) {
-            if (await wasRestarted().catch(() => false)) location.reload();
-            sayAway(false);
-        }
+        if (missed >= 3) sayAway(false);
         missed = 0;
+        // Started again, perhaps as another version: its page may be another, too.
+        if (program && !now.startsWith(program)) location.reload();
+        program = now.split("-", 1)[0];
         const doing = now.split(" ", 2).join(" ");
         // Run and state: a short run begins and ends between two questions. Its files are there now.
         if (wasDoing && doing !== wasDoing && doing.endsWith(" idle")) check();
         wasDoing = doing;
         // Drawing costs the browser time that whoever types elsewhere would feel; and an answer may have been lost.
-        if (now !== seen && (isWatched() || age > 5000) || age > 15000) {
+        if (isLost(drawingAt) && (now !== seen && (isWatched() || age > 5000) || age > 15000)) {
             seen = now;
             seenAt = Date.now();
-            state.trigger("now");
+            draw();
         }
+    }
+
+    // Gradio waits for ever where the network took along what it hears of its events by: it is told again, then begun again.
+    let drawingAt = 0, isLate = false;
+    function draw() {
+        if (drawingAt && isLate) location.reload();
+        isLate = drawingAt > 0;
+        drawingAt = Date.now();
+        state.trigger("now");
+    }
+
+    function drawn() {
+        drawingAt = 0;
+        isLate = false;
     }
 
     function sayAway(isAway) {
@@ -674,10 +689,9 @@ window.kiln = (() => {
         box.textContent = isAway ? "The program does not answer: it was closed, or the network is away. This page goes on when it answers again." : "";
     }
 
-    // Another page belongs to another start of the program. Gradio's number of it is not told to who must log in again.
-    async function wasRestarted() {
-        const answer = await fetch("/gradio_api/app_id");
-        return (await answer.json()).app_id !== window.gradio_config.app_id;
+    async function isLoggedOut() {
+        const answer = await fetch("/gradio_api/login_check").catch(() => null);
+        return answer !== null && answer.status === 401;
     }
 
     // Whether a question is not under way (0), or was asked so long ago that a network which went away took it along.
@@ -685,5 +699,5 @@ window.kiln = (() => {
         return Date.now() - asked > 20000;
     }
 
-    return {all, answering, apply, browse, check, checked, connect, draft, edited, family, fill, go, isLost, loaded, opening, parts, pending, state, typed};
+    return {all, answering, apply, browse, check, checked, connect, draft, drawn, edited, family, fill, go, isLost, loaded, opening, parts, pending, state, typed};
 })();
