@@ -668,7 +668,7 @@ window.kiln = (() => {
         }
     }
 
-    // Gradio waits for ever where the network took along what it hears of its events by: it is told again, then begun again.
+    // Gradio waits for ever for an event whose answer was lost: it is sent once more, and then the page is loaded again.
     let drawingAt = 0, isLate = false;
     function draw() {
         if (drawingAt && isLate) location.reload();
