@@ -196,7 +196,7 @@ def _grid(grid: GridList, thumbnails: Thumbnails, is_open: bool) -> str:
     link = f'<a href="{served(grid.sheet)}" target="_blank" rel="noopener">One picture of all</a>'
     return (
         f'<details class="kiln-grid"{" open" if is_open else ""}>'
-        f"<summary>Grid of {counted(len(grid.cells))}</summary>"
+        f"<summary>{'Grid of 1 picture' if len(grid.cells) == 1 else f'Grid of {len(grid.cells)} pictures'}</summary>"
         f"{link} "
         f"<code>{html.escape(grid.sheet.name)}</code>"
         f'<div class="kiln-timeline"><table><thead><tr><td></td>{head}</tr></thead>'
@@ -423,8 +423,9 @@ def kept_html(kept: Kept) -> str:
         lines.append(
             f'<li><b>{html.escape(program)}</b> <code id="use-{number}">{html.escape(line)}</code> {copy}</li>'
         )
-    moved = f"<p>{counted(len(kept.moved), 'file')} went to the trash.</p>" if kept.moved else ""
+    count = len(kept.moved)
+    moved = f"<p>{count} files went to the trash.</p>" if count != 1 else "<p>1 file went to the trash.</p>"
     return (
         f'<div class="kiln-alert done" role="status"><p>The LoRA is here:</p><code>{place}</code>'
-        f'<ul class="kiln-use">{"".join(lines)}</ul>{moved}</div>'
+        f'<ul class="kiln-use">{"".join(lines)}</ul>{moved if count else ""}</div>'
     )
